@@ -1,0 +1,55 @@
+# Every target works from a fresh clone; `.venv` is made on first use.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install -c constraints.txt
+JOBS ?= 2
+# One thread per test process: more of them than cores make every test slower.
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+.PHONY: demo test test-all bench lint format docs clean
+
+demo: .venv/.installed
+	$(BIN)/uplift compare recipes/demo.yaml
+
+test: .venv/.installed-dev
+	$(TEST) -m "not slow and not gpu"
+
+test-all: .venv/.installed-dev
+	$(TEST) -m "not gpu"
+
+bench: .venv/.installed-bench
+	$(BIN)/python bench/training.py
+
+lint: .venv/.installed-dev
+	$(BIN)/ruff format --check src tests bench docs
+	$(BIN)/ruff check src tests bench docs
+	$(BIN)/mypy src
+	$(BIN)/lint-imports
+
+format: .venv/.installed-dev
+	$(BIN)/ruff format src tests bench docs
+	$(BIN)/ruff check --fix src tests bench docs
+
+docs: .venv/.installed
+	$(BIN)/python docs/build.py
+
+clean:
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find src tests bench docs -name __pycache__ -prune -exec rm -rf {} +
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+# torch comes first and by its pin, so that nothing else pulls another build of it.
+.venv/.installed: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) torch
+	$(PIP) -e .
+	touch $@
+
+.venv/.installed-dev: .venv/.installed
+	$(PIP) -e '.[dev]'
+	touch $@
+
+.venv/.installed-bench: .venv/.installed
+	$(PIP) -e '.[bench]'
+	touch $@

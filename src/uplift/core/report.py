@@ -1,0 +1,430 @@
+"""Reports: what a run or a comparison is worth. Frozen objects that terminal, HTML, JSON and web render alike.
+
+Every float is finite: a number that came out as NaN or infinite is kept as null, so the files are plain JSON.
+Intervals are 95 % unless a field says otherwise. Rates (accuracy, F1) are shares from 0 to 1. Times are seconds, sizes bytes.
+"""
+
+from __future__ import annotations
+
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from uplift.core.values import Effect
+
+Status = Literal["running", "finished", "stopped", "failed"]
+MOST_POINTS = 240
+
+
+def _finite_or_none(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+Number = Annotated[float | None, BeforeValidator(_finite_or_none)]
+"""A finite float, or None where the measured number was not finite."""
+Count = Annotated[int, Field(ge=0)]
+
+
+class ReportPart(BaseModel):
+    """Base of all report objects: frozen, unknown keys refused, no infinities."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+# -- measured quality --------------------------------------------------------------------------------------------------
+class Interval(ReportPart):
+    """A number with its 95 % interval."""
+
+    value: Number
+    low: Number = None
+    high: Number = None
+
+    @model_validator(mode="after")
+    def _ends_in_order(self) -> Self:
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ValueError(f"interval ends in the wrong order: {self.low} > {self.high}")
+        return self
+
+
+class Difference(Interval):
+    """First minus second on the same items; ``p`` is the p-value of the paired test ``method``."""
+
+    p: Number = None
+    method: str = ""
+
+
+class ClassScores(ReportPart):
+    """Scores of one class (shares); ``support`` is its number of test rows."""
+
+    label: str
+    precision: Number
+    recall: Number
+    f1: Number
+    support: Count
+
+
+class Confusion(ReportPart):
+    """Counts of test rows: ``counts[true][predicted]`` in the order of ``labels``."""
+
+    labels: tuple[str, ...]
+    counts: tuple[tuple[Count, ...], ...]
+
+    @model_validator(mode="after")
+    def _square(self) -> Self:
+        if {len(row) for row in self.counts} | {len(self.counts)} != {len(self.labels)}:
+            raise ValueError("a confusion matrix needs one row and one column per label")
+        return self
+
+
+class CalibrationBin(ReportPart):
+    """Test rows whose stated confidence fell in one bin: how many, how confident, how often right (shares)."""
+
+    count: Count
+    confidence: Number
+    accuracy: Number
+
+
+class Evaluation(ReportPart):
+    """Quality on held-out rows. ``value, low, high`` are those of the main metric, ``base`` the same of the model before."""
+
+    metric: str = "accuracy"
+    """Name of the main metric."""
+    value: Number
+    low: Number = None
+    high: Number = None
+    base: Interval | None = None
+    """Main metric of the untouched model on the same rows; null when it was not measured."""
+    difference: Difference | None = None
+    """Main metric, this model minus the base."""
+    higher_is_better: bool = True
+    items: Count = 0
+    """Test rows measured."""
+    metrics: Mapping[str, Interval] = Field(default_factory=dict)
+    """Every metric by name, the main one included."""
+    base_metrics: Mapping[str, Interval] = Field(default_factory=dict)
+    """The same of the untouched model."""
+    classes: tuple[ClassScores, ...] = ()
+    confusion: Confusion | None = None
+    calibration: tuple[CalibrationBin, ...] = ()
+
+    @property
+    def score(self) -> Interval:
+        """The main metric as one object."""
+        return Interval(value=self.value, low=self.low, high=self.high)
+
+
+# -- cost, proof, data -------------------------------------------------------------------------------------------------
+class Predicted(ReportPart):
+    """What the plan foretold before the run; null where it made no prediction."""
+
+    seconds: Number = None
+    tokens: Count | None = None
+    peak_memory_bytes: Count | None = None
+    disk_bytes: Count | None = None
+
+
+class Cost(ReportPart):
+    """What the result cost, beside what the plan predicted."""
+
+    seconds: Number
+    """Training time; evaluation is not part of it."""
+    tokens: Count
+    """Training tokens seen, repetitions counted."""
+    peak_memory_bytes: Count
+    """Most memory held at once: of the accelerator, or of the process on a CPU."""
+    predicted: Predicted | None = None
+    evaluation_seconds: Number = None
+    disk_bytes: Count | None = None
+    """Largest size of the run folder."""
+    steps: Count | None = None
+    trainable_parameters: Count | None = None
+    model_bytes: Count | None = None
+    """What must be kept to use the result: the adapter alone where there is one."""
+
+
+class EffectReport(ReportPart):
+    """A technique's proof that it did something in this run."""
+
+    technique: str
+    claim: str
+    """What the technique promised to change."""
+    value: Number
+    """The number that was measured for it."""
+    passed: bool
+    detail: str = ""
+
+    @classmethod
+    def of(cls, effect: Effect) -> Self:
+        """The report of an ``Effect``."""
+        return cls(
+            technique=effect.technique, claim=effect.claim, value=effect.value, passed=effect.passed, detail=effect.detail
+        )
+
+
+class DataReport(ReportPart):
+    """Where every row went: ``rows_in = rows_kept + rows_quarantined``, always."""
+
+    rows_in: Count
+    rows_kept: Count
+    rows_quarantined: Count
+    train: Count | None = None
+    validation: Count | None = None
+    test: Count | None = None
+    labels: tuple[str, ...] = ()
+    reasons: Mapping[str, Count] = Field(default_factory=dict)
+    """Quarantined rows by the rule they broke."""
+    leaked: Count | None = None
+    """Test rows that also occur in the training part; they were taken out of it."""
+    fingerprint: str = ""
+
+    @model_validator(mode="after")
+    def _no_row_is_lost(self) -> Self:
+        if self.rows_in != self.rows_kept + self.rows_quarantined:
+            raise ValueError(
+                f"rows in ({self.rows_in}) is not rows kept ({self.rows_kept}) + quarantined ({self.rows_quarantined})"
+            )
+        return self
+
+
+class Curve(ReportPart):
+    """One metric over the run, by optimizer step; a gap (null) is a value that was not finite."""
+
+    name: str
+    """``loss``, ``validation_loss`` and so on."""
+    steps: tuple[Count, ...]
+    values: tuple[Number, ...]
+
+    @model_validator(mode="after")
+    def _paired(self) -> Self:
+        if len(self.steps) != len(self.values):
+            raise ValueError("a curve needs one value per step")
+        return self
+
+    @classmethod
+    def of(cls, name: str, points: Sequence[tuple[int, float]], most: int = MOST_POINTS) -> Self:
+        """A curve of at most ``most`` points: means of equal stretches of the (step, value) ``points``, gaps kept."""
+        stretch = max(1, math.ceil(len(points) / most))
+        steps, values = [], []
+        for start in range(0, len(points), stretch):
+            part = points[start : start + stretch]
+            steps.append(part[-1][0])
+            mean = math.fsum(value for _, value in part) / len(part) if all(math.isfinite(value) for _, value in part) else None
+            values.append(mean)
+        return cls(name=name, steps=tuple(steps), values=tuple(values))
+
+
+class EventSummary(ReportPart):
+    """Things of one kind that happened: what they were (the last one in words) and how often."""
+
+    code: str
+    count: Count
+    text: str
+
+
+# -- the two reports ---------------------------------------------------------------------------------------------------
+class CommonReport(ReportPart):
+    """What a run and a comparison have in common."""
+
+    name: str
+    hash: str = ""
+    """Identifies everything that shapes the result."""
+    status: Status
+    reason: str = ""
+    """Why it stopped or failed, in words."""
+    evaluation: Evaluation | None = None
+    cost: Cost
+    effects: tuple[EffectReport, ...] = ()
+    data: DataReport | None = None
+    recipe: Mapping[str, Any] = Field(default_factory=dict)
+    """The resolved recipe."""
+    events: tuple[EventSummary, ...] = ()
+    warnings: tuple[str, ...] = ()
+    environment: Mapping[str, str] = Field(default_factory=dict)
+    """Machine and library versions."""
+    command: str = ""
+    """The command that makes this report again."""
+    started: str = ""
+    """ISO 8601, UTC."""
+    finished: str = ""
+
+
+class Report(CommonReport):
+    """What one run is worth."""
+
+    kind: Literal["run"] = "run"
+    seed: Count = 0
+    curves: tuple[Curve, ...] = ()
+
+    @property
+    def proven(self) -> bool:
+        """Whether every technique proved its effect."""
+        return all(effect.passed for effect in self.effects)
+
+
+class SeedScore(ReportPart):
+    """Main metric of one repetition."""
+
+    seed: Count
+    value: Number
+
+
+class Arm(ReportPart):
+    """One way to the goal. ``score`` has an interval over seeds and test rows; costs are means over seeds."""
+
+    name: str
+    kind: str
+    """``baseline`` (no language model), ``prompted`` (no weight changed), ``trained``."""
+    rank: Count | None = None
+    """1 is best; null when it failed."""
+    status: Literal["ok", "failed"] = "ok"
+    reason: str = ""
+    """Why it failed."""
+    summary: str = ""
+    """What the arm does, in a few words."""
+    score: Interval | None = None
+    seeds: tuple[SeedScore, ...] = ()
+    cost: Cost | None = None
+    metrics: Mapping[str, Interval] = Field(default_factory=dict)
+    classes: tuple[ClassScores, ...] = ()
+    confusion: Confusion | None = None
+    curves: tuple[Curve, ...] = ()
+    effects: tuple[EffectReport, ...] = ()
+    run: str = ""
+    """Folder of its (first) run, relative to the comparison."""
+
+
+class PairedTest(ReportPart):
+    """Two arms on the same rows: first minus second."""
+
+    arms: tuple[str, str]
+    difference: Number
+    low: Number = None
+    high: Number = None
+    p: Number = None
+    p_holm: Number = None
+    """p-value corrected for the number of tests in this report (Holm)."""
+    method: str = ""
+
+    @property
+    def differs(self) -> bool:
+        """Whether the data show a difference at 5 %, all tests of the report taken together."""
+        return self.p_holm is not None and self.p_holm < 0.05
+
+
+class Recommendation(ReportPart):
+    """The verdict in plain words, and why."""
+
+    arm: str | None
+    text: str
+    reasons: tuple[str, ...] = ()
+
+
+class Placebo(ReportPart):
+    """An arm trained on shuffled labels; it must score what blind guessing scores."""
+
+    arm: str
+    score: Interval
+    chance: Number
+    at_chance: bool
+    text: str = ""
+
+
+class BudgetReport(ReportPart):
+    """The most each arm and seed could spend on training."""
+
+    seconds: Number = None
+    tokens: Count | None = None
+    flops: Number = None
+
+
+class ComparisonReport(CommonReport):
+    """Several ways to the goal, side by side. ``evaluation`` is the recommended arm's, ``cost`` the sum over all arms."""
+
+    kind: Literal["comparison"] = "comparison"
+    metric: str = "accuracy"
+    higher_is_better: bool = True
+    items: Count = 0
+    """Test rows measured."""
+    arms: tuple[Arm, ...]
+    """Ranked, best first; failed ones last."""
+    tests: tuple[PairedTest, ...] = ()
+    recommendation: Recommendation
+    baseline: str | None = None
+    """The arm the others are held against."""
+    placebo: Placebo | None = None
+    budget: BudgetReport = BudgetReport()
+    seeds: tuple[Count, ...] = ()
+
+    def arm(self, name: str | None) -> Arm | None:
+        """The arm of that name."""
+        return next((arm for arm in self.arms if arm.name == name), None)
+
+    @model_validator(mode="after")
+    def _names_refer_to_arms(self) -> Self:
+        names = {arm.name for arm in self.arms}
+        unknown = (
+            {self.recommendation.arm, self.baseline, *(name for test in self.tests for name in test.arms)} - names - {None}
+        )
+        if unknown:
+            raise ValueError(f"not among the arms: {', '.join(sorted(map(str, unknown)))}")
+        ranks = [arm.rank for arm in self.arms if arm.rank is not None]
+        if ranks != sorted(ranks):
+            raise ValueError("arms must be listed in order of rank")
+        return self
+
+
+AnyReport = Annotated[Report | ComparisonReport, Field(discriminator="kind")]
+
+
+# -- documentation -----------------------------------------------------------------------------------------------------
+def schema_tables() -> str:
+    """Markdown tables of every key of ``report.json``, made from the classes above."""
+    order: list[type[ReportPart]] = [Report, ComparisonReport]
+    for model in order:
+        for field in model.model_fields.values():
+            order += [part for part in _parts(field.annotation) if part not in order]
+    return "\n".join(_table(model) for model in order)
+
+
+def _table(model: type[ReportPart]) -> str:
+    lines = [
+        f"### {model.__name__}",
+        "",
+        " ".join((model.__doc__ or "").split()),
+        "",
+        "| key | type | meaning |",
+        "| --- | --- | --- |",
+    ]
+    for name, field in model.model_fields.items():
+        meaning = " ".join((field.description or "").split())
+        lines.append(f"| `{name}` | {_type_name(field.annotation)} | {meaning} |")
+    return "\n".join([*lines, ""])
+
+
+def _parts(annotation: Any) -> list[type[ReportPart]]:
+    """Report classes that an annotation mentions."""
+    if isinstance(annotation, type) and issubclass(annotation, ReportPart):
+        return [annotation]
+    return [part for inner in typing.get_args(annotation) for part in _parts(inner)]
+
+
+def _type_name(annotation: Any) -> str:
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        return _type_name(inner[0])
+    if origin is Literal:
+        return " or ".join(f"`{value}`" for value in inner)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_type_name(part) for part in inner)
+    if origin is tuple:
+        return f"list of {_type_name(inner[0])}"
+    if origin is not None and issubclass(origin, Mapping):
+        return f"object of {_type_name(inner[1])}"
+    if isinstance(annotation, type) and issubclass(annotation, ReportPart):
+        return f"[{annotation.__name__}](#{annotation.__name__.lower()})"
+    words = {str: "text", int: "integer", float: "number", bool: "true/false", type(None): "null", Any: "any"}
+    return words.get(annotation, str(annotation))

@@ -1,0 +1,234 @@
+"""The small values that flow through the seams. Torch appears in annotations only.
+
+Shape legend: B rows of a batch (1 when packed), T tokens of a row, D hidden width, V vocabulary,
+N sequences (samples) of a batch, C classes, K trained positions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Role = Literal["system", "user", "assistant", "tool"]
+Part = Literal["train", "validation", "test"]
+Unit = Literal["tokens", "samples"]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a row came from. ``line`` counts from 1 (for Parquet: the row number)."""
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn. ``learn`` says whether its tokens are trained on (assistant turns by default)."""
+
+    role: Role
+    content: str
+    learn: bool = False
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One training or test example as text, before tokens.
+
+    ``id`` is a hash of the content (equal content, equal id). Exactly one of ``messages`` (chat,
+    prompt/completion), ``text`` (plain text) is set. ``label`` is a class index for classification.
+    ``group`` keeps related samples on one side of a split.
+    """
+
+    id: str
+    origin: Origin
+    messages: tuple[Message, ...] = ()
+    text: str | None = None
+    label: int | None = None
+    group: str | None = None
+    extras: Mapping[str, Any] = field(default_factory=dict)
+
+    def with_messages(self, messages: Sequence[Message]) -> Sample:
+        """The same sample (same id) with other turns."""
+        return replace(self, messages=tuple(messages))
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A sample as tokens. ``weights[i]`` is the loss weight of *predicting* ``ids[i]`` (0 = not trained on).
+
+    ``prefix`` counts leading tokens shared by all samples of the corpus (few-shot demonstrations).
+    """
+
+    id: str
+    ids: Sequence[int]
+    weights: Sequence[float]
+    label: int | None = None
+    prefix: int = 0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class Corpus:
+    """An ordered, lazily mapped collection of samples of one part.
+
+    ``reference`` is the training corpus: techniques that show or mix training rows
+    (few-shot demonstrations, replay) read it. A corpus is a value: ``map`` returns another corpus.
+    """
+
+    def __init__(self, samples: Sequence[Sample], part: Part, reference: Corpus | None = None) -> None:
+        self._samples, self.part, self.reference = samples, part, reference
+        self._maps: tuple[Callable[[Sample], Sample], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self._samples[index]
+        for function in self._maps:
+            sample = function(sample)
+        return sample
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[index] for index in range(len(self)))
+
+    def map(self, function: Callable[[Sample], Sample]) -> Corpus:
+        """This corpus with ``function`` applied to each sample when it is read."""
+        result = Corpus(self._samples, self.part, self.reference)
+        result._maps = (*self._maps, function)
+        return result
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is. ``fraction`` goes from 0 to 1 over the planned training."""
+
+    step: int = 0
+    epoch: int = 0
+    tokens: int = 0
+    fraction: float = 0.0
+    total_steps: int = 0
+
+
+@dataclass(frozen=True)
+class Term:
+    """One part of the loss: a weighted ``sum`` (scalar tensor) over ``count`` units.
+
+    Never a mean: the engine divides the sum by the *global* count of its unit over all
+    micro-batches and processes, so accumulation, packing and uneven ranks give one number.
+    """
+
+    sum: Tensor
+    count: float
+    unit: Unit
+
+
+Terms = dict[str, Term]
+
+
+@dataclass
+class Batch:
+    """One packed micro-batch: the samples laid end to end in one row, attention within each only.
+
+    ids, positions, targets: (1, T) int64; ``targets[0, i]`` is the token after ``ids[0, i]`` in the same
+    sample (-100 at the last one); ``weights``: (1, T) float32, loss weight of each target. ``lengths``: tokens of each
+    of the N samples, summing to T. ``labels``: (N,) int64 class indices (-100 = none).
+    ``counts`` maps a unit to this micro-batch's count: sum of weights, labelled samples.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    targets: Tensor
+    weights: Tensor
+    lengths: tuple[int, ...]
+    labels: Tensor
+    sample_ids: tuple[str, ...]
+    counts: dict[Unit, float]
+    progress: Progress = Progress()
+    seed: int = 0
+    cached_hidden: Tensor | None = None
+
+
+class HeadLosses(Protocol):
+    """What the head says of one pass; sums over trained units, weighted by the batch's weights."""
+
+    cross_entropy: Tensor
+    """Scalar: sum of weighted negative log-likelihoods."""
+    uniform: Tensor
+    """Scalar: sum of weighted mean(-log p) over the vocabulary or classes (label smoothing's second part)."""
+    per_unit: Tensor
+    """(K,) or (N,) detached, unweighted negative log-likelihood of each trained unit."""
+
+
+class Pass(Protocol):
+    """One forward. What several terms want is computed once: ``losses`` and everything under ``shared``."""
+
+    batch: Batch
+    embeddings: Tensor
+    """(1, T, D) output of the embedding layer after the ``embed`` chain."""
+    hidden: Tensor
+    """(1, T, D) output of the backbone."""
+    unit: Unit
+    """What the head's losses count: ``tokens`` (language head) or ``samples`` (class head)."""
+
+    @property
+    def count(self) -> float:
+        """Number of trained units in this micro-batch."""
+
+    @property
+    def losses(self) -> HeadLosses:
+        """Losses of this pass under the task's own head."""
+
+    def rerun(self, embeddings: Tensor) -> Pass:
+        """Another forward of the same batch from other embeddings (1, T, D)."""
+
+    def shared(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """``make()``, computed once for this pass under ``key``."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """A rule about parameters: those whose name matches get these settings; None leaves one alone.
+
+    ``lr_multiplier`` of several rules multiply; a later ``weight_decay`` refines an earlier one; two techniques that
+    disagree on ``trainable`` for one parameter are refused.
+    """
+
+    names: frozenset[str]
+    trainable: bool | None = None
+    lr_multiplier: float | None = None
+    weight_decay: float | None = None
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What an observer asks of the engine. ``stop`` wins over everything."""
+
+    kind: Literal["stop", "keep_best", "regroup"]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A technique's measured proof that it did something in this run."""
+
+    technique: str
+    claim: str
+    value: float
+    passed: bool
+    detail: str = ""
+
+
+def derive_seed(*parts: object) -> int:
+    """A 63-bit seed from any parts, the same on every machine and in every process."""
+    text = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1

@@ -1,0 +1,88 @@
+"""The order of training samples as a pure function of (seed, epoch): nothing to save, resumable as an integer position.
+
+Weights act inside an epoch without dropping anything: an epoch is drawn in rounds, each round takes the samples with the
+smallest E / w among those left, E exponential and w the weight now. That is weighted sampling without replacement
+(Efraimidis and Spirakis 2006, "Weighted random sampling with a reservoir"), and with equal weights a plain permutation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from uplift.core.values import Sample, derive_seed
+
+ROUNDS = 16
+"""Times per epoch that weights are asked anew."""
+
+
+class Order:
+    """Training order over ``samples``; ``weight(sample, fraction)`` says how much to draw a sample at a point of the run.
+
+    Weight 0 means later: every epoch visits every sample exactly once.
+    """
+
+    def __init__(self, samples: Sequence[Sample], seed: int, weight: Callable[[Sample, float], float] | None = None) -> None:
+        self._samples, self._seed, self._weight = samples, seed, weight
+        self._hashes = np.array([_sample_hash(sample) for sample in samples], dtype=np.uint64)
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def epoch(self, epoch: int, fraction_at: Callable[[int], float] = lambda position: 0.0) -> list[int]:
+        """Sample indices of one epoch in training order.
+
+        ``fraction_at(position)`` is the progress of the run, 0 to 1, when ``position`` samples of this epoch are done.
+        Raises ValueError when a weight is negative or not finite.
+        """
+        draws = self._exponentials(epoch)
+        if self._weight is None:
+            return np.argsort(draws, kind="stable").tolist()
+        left = np.arange(len(draws))
+        order: list[int] = []
+        for round_ in range(ROUNDS):
+            quota = len(draws) * (round_ + 1) // ROUNDS - len(order)
+            if quota:
+                weights = self._weights(left, fraction_at(len(order)))
+                ranked = left[_rank(draws[left], weights)]
+                order += ranked[:quota].tolist()
+                left = np.sort(ranked[quota:])
+        return order
+
+    def _exponentials(self, epoch: int) -> np.ndarray:
+        key = _mix(np.array([derive_seed("order", self._seed, epoch)], dtype=np.uint64))
+        bits = _mix(self._hashes ^ key)
+        return -np.log(((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53)
+
+    def _weights(self, indices: np.ndarray, fraction: float) -> np.ndarray:
+        assert self._weight is not None
+        weights = np.array([self._weight(self._samples[index], fraction) for index in indices.tolist()], dtype=np.float64)
+        if not np.isfinite(weights).all() or (weights < 0).any():
+            raise ValueError("sample weights must be finite and not negative")
+        return weights
+
+
+def _rank(draws: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Positions sorted by draw / weight; those of weight 0 last, by draw. Equal weights rank exactly as no weights."""
+    top = weights.max()
+    # Divided by the largest, equal weights are exactly 1.0 and leave the draws bit-equal.
+    relative = weights / top if top > 0 else np.ones_like(weights)
+    keys = np.full(len(draws), np.inf)
+    np.divide(draws, relative, out=keys, where=relative > 0)
+    return np.lexsort((draws, keys))
+
+
+def _sample_hash(sample: Sample) -> int:
+    """64 bits per sample; equal samples are told apart by their occurrence number."""
+    text = f"{sample.id}\x1f{sample.extras.get('occurrence', 0)}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014): every input bit changes every output bit."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))

@@ -1,0 +1,197 @@
+"""From a recipe to everything training needs: rows, model, edited model, tokens, optimizer, engine. In that order."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from uplift.core.errors import RecipeError
+from uplift.core.recipe import ClassifyTask, Recipe, Task
+from uplift.core.run import Run
+from uplift.core.technique import Phase, Technique
+from uplift.core.values import Corpus, Encoded, Part
+from uplift.data.audit import Audit, audit
+from uplift.data.chat import Encoder
+from uplift.data.dataset import Parts, load_parts
+from uplift.learn.engine import Engine, Report
+from uplift.learn.feed import Feed, fixed_batches
+from uplift.learn.learner import Learner
+from uplift.learn.optim import apply_groups, build_adamw, peak_lr, resolve_groups
+from uplift.learn.parallel import Parallel
+from uplift.learn.schedule import Horizon
+from uplift.model.language_model import LanguageModel
+from uplift.model.opening import model_kind, open_model
+from uplift.model.prefix_cache import PrefixCache
+
+HeadKind = Literal["language", "class"]
+PHASES: tuple[Phase, ...] = ("structure", "adapter", "precision")
+CPU_MICRO_TOKENS, DEVICE_MICRO_TOKENS = 1024, 16_384
+VERSIONED = ("llm-uplift", "torch", "transformers", "peft")
+
+
+@dataclass
+class Assembly:
+    """A recipe made concrete. ``corpora`` have the ``samples`` chain applied; ``plain`` are the untouched ones."""
+
+    recipe: Recipe
+    parts: Parts
+    model: LanguageModel
+    techniques: list[Technique]
+    encoder: Encoder
+    plain: dict[Part, Corpus]
+    corpora: dict[Part, Corpus]
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def trains(self) -> bool:
+        """Whether the recipe trains at all (``steps: 0`` does not)."""
+        return self.recipe.train.steps != 0
+
+
+def resolve_head(task: Task, kind: str) -> HeadKind:
+    """Which head the task trains on this kind of model. Raises RecipeError when the model cannot have it."""
+    wanted = task.head if isinstance(task, ClassifyTask) else "words"
+    if wanted == "classifier" or (wanted == "auto" and kind == "encoder"):
+        return "class"
+    if kind == "encoder":
+        where = "task.head" if isinstance(task, ClassifyTask) else "task.use"
+        why = "an encoder has no language head to speak with"
+        raise RecipeError("this task needs a causal language model", where=where, why=why, fix="use a causal model or `head: classifier`")
+    return "language"
+
+
+def assemble(recipe: Recipe, base_dir: Path, parallel: Parallel, parts: Parts | None = None) -> Assembly:
+    """Read the data, open the model and apply the ``samples`` chain; the model is not edited yet."""
+    head = resolve_head(recipe.task, model_kind(recipe.model, base_dir))
+    parts = parts or load_parts(recipe.data, recipe.task, base_dir, head)
+    labels = parts.labels if isinstance(recipe.task, ClassifyTask) else ()
+    model = open_model(recipe.model, head=head, labels=labels, base_dir=base_dir, device=parallel.device, seed=recipe.seed)
+    techniques = [technique.fresh() for technique in recipe.techniques]
+    encoder = Encoder(model.tokenizer, recipe.train.max_length, model.kind)
+    plain = corpora_of(parts)
+    corpora = {part: apply_samples(corpus, techniques) for part, corpus in plain.items()}
+    return Assembly(recipe, parts, model, techniques, encoder, plain, corpora, list(model.notes))
+
+
+def corpora_of(parts: Parts) -> dict[Part, Corpus]:
+    """The three parts as corpora; validation and test refer to the training corpus."""
+    train = Corpus(parts.train, "train")
+    return {"train": train, "validation": Corpus(parts.validation, "validation", train), "test": Corpus(parts.test, "test", train)}
+
+
+def apply_samples(corpus: Corpus, techniques: list[Technique]) -> Corpus:
+    """The ``samples`` chain, in the order of the recipe."""
+    for technique in techniques:
+        corpus = technique.samples(corpus)
+    return corpus
+
+
+def edit_model(model: LanguageModel, techniques: list[Technique]) -> LanguageModel:
+    """The ``edit`` chain in its phases."""
+    for phase in PHASES:
+        for technique in techniques:
+            if technique.phase == phase:
+                model = technique.edit(model)
+    return model
+
+
+def finish_model(model: LanguageModel, techniques: list[Technique]) -> LanguageModel:
+    """The ``finish`` chain, in the order of the recipe."""
+    for technique in techniques:
+        model = technique.finish(model)
+    return model
+
+
+def horizon_of(recipe: Recipe, samples: int, flops_per_token: float) -> Horizon:
+    """Where training ends by samples (epochs), steps, and token or FLOP budget; seconds are fitted in preflight."""
+    train, limits = recipe.train, []
+    if train.budget.tokens is not None:
+        limits.append(train.budget.tokens)
+    if train.budget.flops is not None:
+        limits.append(max(1, int(train.budget.flops / flops_per_token)))
+    epochs = None if train.steps is not None else max(1, math.ceil(train.epochs * samples))
+    return Horizon(epochs, train.steps, min(limits) if limits else None)
+
+
+def training_flops_per_token(model: LanguageModel, trainable: dict[str, nn.Parameter]) -> float:
+    """About 2 per weight forward, 2 back through what lies above the lowest trained layer, 2 for trained weights."""
+    sizes = {name: p.numel() for name, p in model.parameters_by_name().items() if model.depth(name) > 0}
+    lowest = min(model.depth(name) for name in trainable)
+    above = sum(size for name, size in sizes.items() if model.depth(name) >= lowest)
+    return 2.0 * sum(sizes.values()) + 2.0 * above + 2.0 * sum(sizes.get(name, 0) for name in trainable)
+
+
+def frozen_depth(model: LanguageModel, trainable: dict[str, nn.Parameter]) -> int:
+    """How many lowest layers (embeddings included in the count's start) train nothing: 0 = none."""
+    lowest = min(model.depth(name) for name in trainable)
+    return max(0, min(lowest - 1, len(model.layers)))
+
+
+def identity_of(assembly: Assembly, parallel: Parallel) -> dict[str, str]:
+    """Everything that must be equal for a bit-identical continuation."""
+    versions = {name: importlib.metadata.version(name) for name in VERSIONED}
+    return {
+        "recipe": assembly.recipe.hash(),
+        "data": assembly.parts.fingerprint,
+        **assembly.model.identity,
+        **versions,
+        "device": parallel.device.type,
+        "precision": str(parallel.precision),
+        "threads": str(torch.get_num_threads()),
+        "processes": str(parallel.world),
+    }
+
+
+def encode(corpus: Corpus, encoder: Encoder) -> list[Encoded]:
+    """All samples of a corpus as tokens."""
+    return [encoder.encode(sample) for sample in corpus]
+
+
+def build_engine(assembly: Assembly, run: Run, parallel: Parallel, report: Report, show: Callable[[Audit], None]) -> Engine:
+    """Edit the model, audit the labels, choose what trains, and make the engine (fresh; ``resume`` comes after)."""
+    recipe, techniques = assembly.recipe, assembly.techniques
+    model = assembly.model = edit_model(assembly.model, techniques)
+    settings = resolve_groups(model, techniques)
+    trainable = apply_groups(model, settings)
+    encoded = encode(assembly.corpora["train"], assembly.encoder)
+    checked = audit(encoded, assembly.encoder, head="class" if model.head_kind == "class" else "language")
+    show(checked)
+    checked.raise_if_bad()
+    lr = peak_lr(recipe.train.lr, model, trainable)
+    optimizer = build_adamw(trainable, settings, recipe.train.optimizer, lr)
+    learner = Learner(model, techniques, _prefix(recipe, model, trainable, techniques))
+    feed = Feed(assembly.corpora["train"], encoded, techniques, recipe.seed, recipe.train.batch_tokens)
+    micro = recipe.train.micro_tokens or (CPU_MICRO_TOKENS if parallel.device.type == "cpu" else DEVICE_MICRO_TOKENS)
+    micro = min(micro, recipe.train.batch_tokens)
+    validation = encode(assembly.corpora["validation"], assembly.encoder)
+    batches = fixed_batches(validation, micro, recipe.train.validation_tokens, parallel.device) if validation else []
+    horizon = horizon_of(recipe, len(encoded), training_flops_per_token(model, trainable))
+    identity = identity_of(assembly, parallel)
+    engine = Engine(
+        recipe.train, learner, trainable, optimizer, lr, feed, horizon, batches, run, parallel, identity, recipe.seed, report
+    )
+    engine.state.micro_tokens = micro
+    for technique in techniques:
+        technique.begin(model, trainable)
+    return engine
+
+
+def _prefix(
+    recipe: Recipe,
+    model: LanguageModel,
+    trainable: dict[str, nn.Parameter],
+    techniques: list[Technique],
+) -> PrefixCache | None:
+    """A cache of the frozen lower layers, when nothing perturbs their inputs and samples are seen more than once."""
+    depth = frozen_depth(model, trainable)
+    perturbed = any(type(t).embed is not Technique.embed or "embedding_gradient" in t.declare().gives for t in techniques)
+    if not recipe.hardware.prefix_cache or depth == 0 or perturbed:
+        return None
+    return PrefixCache(model, depth)

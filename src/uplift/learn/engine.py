@@ -1,0 +1,347 @@
+"""The loop. It knows seams, never a technique by name.
+
+One step: draw -> micro-batches -> terms -> backward of each sum over its *global* count -> pulls -> clip -> guard ->
+update -> after_update -> observe. The step is the unit of commit; a restart continues bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from uplift.core.errors import NumericsError, ResourceError, Stopped
+from uplift.core.recipe import Train
+from uplift.core.run import Run
+from uplift.core.storage import newest_verified, prune
+from uplift.core.technique import Technique
+from uplift.core.values import Batch, Progress, Signal, Terms, Unit, derive_seed
+from uplift.learn.feed import Feed
+from uplift.learn.learner import Learner
+from uplift.learn.optim import set_lr
+from uplift.learn.parallel import Parallel
+from uplift.learn.schedule import Horizon, lr_factor
+from uplift.learn.signals import SignalWatch
+from uplift.learn.state import RunState, load_checkpoint, load_weights, optimizer_memory, restore_optimizer, save_checkpoint
+
+UNITS: tuple[Unit, ...] = ("tokens", "samples")
+OVERRUN = 1.1
+"""A run with a time budget is cut at this multiple of it (a machine that became busy)."""
+SAVE_SHARE = 30
+"""Without `save_every`, at least this many times the cost of a save passes between two saves (about 3 %)."""
+SAVE_SECONDS = 60.0
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory")
+
+Report = Callable[[Progress, Mapping[str, float]], None]
+
+
+class Engine:
+    """Trains a learner; everything it must remember is ``state``, the weights, the optimizer and the techniques."""
+
+    def __init__(
+        self,
+        train: Train,
+        learner: Learner,
+        parameters: Mapping[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        lr: float,
+        feed: Feed,
+        horizon: Horizon,
+        validation: Sequence[Batch],
+        run: Run,
+        parallel: Parallel,
+        identity: dict[str, str],
+        seed: int,
+        report: Report = lambda progress, metrics: None,
+    ) -> None:
+        self.train_section, self.learner, self.parameters = train, learner, parameters
+        self.techniques: Sequence[Technique] = learner.techniques
+        self.optimizer, self.lr, self.feed, self.horizon = optimizer, lr, feed, horizon
+        self.validation, self.run, self.parallel, self.seed, self.report = validation, run, parallel, seed, report
+        self.state = RunState(identity=identity)
+        self.wrapped = parallel.wrap(learner)
+        self._names = {parameter: name for name, parameter in parameters.items()}
+        self._stop = ""
+        self._since = self._saved = time.monotonic()
+        self._save_cost = 0.0
+
+    # -- where we are ---------------------------------------------------------------------------------------------
+    @property
+    def planned(self) -> float:
+        """Draws that make up the whole run."""
+        size, tokens = len(self.feed.encoded), self.feed.tokens
+        limits = [math.inf if self.horizon.samples is None else self.horizon.samples]
+        if self.horizon.tokens is not None:
+            limits.append(self.horizon.tokens * size / tokens)
+        if self.horizon.steps is not None:
+            limits.append(self.horizon.steps * size * min(self.train_section.batch_tokens / tokens, 1.0))
+        return max(1.0, min(limits))
+
+    def fraction(self, samples: float = 0, steps: float = 0, tokens: float = 0) -> float:
+        """Share of training done, with this much more than now."""
+        state = self.state
+        return self.horizon.fraction(state.samples + samples, state.step + steps, state.tokens + tokens)
+
+    def progress(self) -> Progress:
+        """Where the run is now."""
+        state, fraction = self.state, min(1.0, self.fraction())
+        total = round(state.step / fraction) if fraction > 0.02 else 0
+        return Progress(state.step, state.epoch, state.tokens, fraction, total)
+
+    @property
+    def seconds(self) -> float:
+        """Training time so far, over all restarts."""
+        return self.state.seconds + time.monotonic() - self._since
+
+    # -- the loop ---------------------------------------------------------------------------------------------------
+    def train(self) -> RunState:
+        """Train to the horizon, a stop signal or the budget. Raises Stopped, NumericsError, ResourceError."""
+        self._since = time.monotonic()
+        with SignalWatch() as watch:
+            while self.fraction() < 1.0 and not self._over():
+                indices = self._next()
+                metrics = self._step(indices)
+                due = self._validation_due()
+                if due:
+                    metrics |= self.validate()
+                self._observe(metrics)
+                if self._save_due():
+                    self.commit()
+                if self.parallel.any(watch.received is not None):
+                    self.commit()
+                    raise Stopped(f"stopped by a signal after step {self.state.step}; saved", watch.received or 15)
+        if newest_step(self.run) != self.state.step:
+            self.commit()
+        self._restore_best()
+        return self.state
+
+    def _over(self) -> bool:
+        budget = self.train_section.budget.seconds
+        late = budget is not None and self.seconds > budget * OVERRUN
+        if self.parallel.any(late) and not self._stop:
+            share = f"{100 * self.fraction():.0f} %"
+            self._stop = f"the time budget of {budget:.0f} s ended training at {share} of its schedule (the machine was busy)"
+            self._event("budget_cut", self._stop)
+        self.state.stopped = self._stop
+        return bool(self._stop)
+
+    def _next(self) -> list[int]:
+        steps = self.feed.steps(self.state.epoch, self.planned)
+        if self.state.index >= len(steps):
+            self.state.epoch, self.state.index = self.state.epoch + 1, 0
+            steps = self.feed.steps(self.state.epoch, self.planned)
+        self.state.index += 1
+        return steps[self.state.index - 1]
+
+    def _step(self, indices: list[int]) -> dict[str, float]:
+        """One optimizer step over these samples; a step with a non-finite loss or gradient changes nothing."""
+        begin, size = time.monotonic(), sum(len(self.feed.encoded[i]) for i in indices)
+        lr = self.lr * lr_factor(self.train_section.schedule, self.fraction(len(indices) / 2, 0.5, size / 2))
+        sums = self._backward(indices)
+        progress = self.progress()
+        for technique in self.techniques:
+            technique.gradients(self.parameters, progress)
+        limit = self.train_section.clip or math.inf
+        norm = float(nn.utils.clip_grad_norm_(list(self.parameters.values()), limit).item())
+        finite = math.isfinite(norm) and all(math.isfinite(value) for value in sums.values())
+        if finite:
+            set_lr(self.optimizer, lr)
+            self.optimizer.step()
+            for technique in self.techniques:
+                technique.after_update(self.parameters, progress, lr)
+        self.optimizer.zero_grad(set_to_none=True)
+        state = self.state
+        state.step, state.samples, state.tokens = state.step + 1, state.samples + len(indices), state.tokens + size
+        self._count_bad(finite, norm, sums)
+        ids = [self.feed.encoded[i].id for i in indices]
+        rate = size / max(1e-9, time.monotonic() - begin)
+        return sums | {
+            "lr": lr,
+            "gradient_norm": norm,
+            "tokens": float(state.tokens),
+            "batch_mean_length": size / len(indices),
+            "samples_hash": float(derive_seed(*ids) % 2**52),
+            "tokens_per_second": rate,
+        }
+
+    def _backward(self, indices: list[int]) -> dict[str, float]:
+        """Gradients of all micro-batches; on memory shortage the micro-batch is halved and the step starts over."""
+        while True:
+            try:
+                return self._accumulate(indices)
+            except (RuntimeError, MemoryError) as error:
+                if not any(text in str(error).lower() for text in OUT_OF_MEMORY):
+                    raise
+                self.optimizer.zero_grad(set_to_none=True)
+                self._halve_micro(error)
+
+    def probe(self, indices: list[int]) -> None:
+        """Forward and backward of these samples, then forget: for preflight and timing."""
+        self._backward(indices)
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _halve_micro(self, error: BaseException) -> None:
+        longest = max(len(item) for item in self.feed.encoded)
+        if self.parallel.world > 1 or self.state.micro_tokens // 2 < longest:
+            fix = "lower `train.max_length` or `train.micro_tokens`, or use an adapter"
+            raise ResourceError("a training step does not fit into memory", why=str(error).splitlines()[0], fix=fix) from error
+        self.state.micro_tokens //= 2
+        self._event("micro_batch_halved", f"memory ran out: micro-batches of {self.state.micro_tokens} tokens from now on")
+
+    def _accumulate(self, indices: list[int]) -> dict[str, float]:
+        batches = self.feed.micro_batches(indices, self.state.micro_tokens, self.parallel, self.progress())
+        own = [sum(batch.counts[unit] for batch in batches) for unit in UNITS]
+        totals = dict(zip(UNITS, self.parallel.sum(own), strict=True))
+        sums: dict[str, Tensor] = {}
+        units: dict[str, Unit] = {}
+        self.wrapped.train()
+        for number, batch in enumerate(batches):
+            torch.manual_seed(derive_seed(self.seed, "forward", self.state.step, number, self.parallel.rank))
+            with self.parallel.accumulating(self.wrapped, number == len(batches) - 1):
+                with self.parallel.autocast():
+                    terms: Terms = self.wrapped(batch)
+                loss = sum(term.sum / max(totals[term.unit], 1e-12) for term in terms.values())
+                (loss * self.parallel.world).backward()
+            for name, term in terms.items():
+                sums[name] = sums.get(name, 0.0) + term.sum.detach().double()
+                units[name] = term.unit
+        values = self.parallel.sum([float(value) for value in torch.stack(list(sums.values())).tolist()])
+        means = {name: value / max(totals[units[name]], 1e-12) for name, value in zip(sums, values, strict=True)}
+        return {"loss": sum(means.values())} | {f"loss_{name}": value for name, value in means.items()}
+
+    def _count_bad(self, finite: bool, norm: float, sums: Mapping[str, float]) -> None:
+        state = self.state
+        if finite:
+            state.bad_in_a_row = 0
+            return
+        state.bad_in_a_row, state.skipped = state.bad_in_a_row + 1, state.skipped + 1
+        text = f"step {state.step}: loss {sums['loss']}, gradient norm {norm}: not applied"
+        self._event("bad_step", text)
+        if state.bad_in_a_row > self.train_section.bad_steps:
+            fix = "lower `train.lr`, check the data named by `samples_hash`, or set `hardware.precision: fp32`"
+            raise NumericsError(f"{state.bad_in_a_row} steps in a row were not finite", why=text, fix=fix)
+
+    # -- looking ----------------------------------------------------------------------------------------------------
+    def _validation_due(self) -> bool:
+        if not self.validation:
+            return False
+        every = self.train_section.evaluate_every
+        if every:
+            return self.state.step % every == 0
+        return int(self.fraction() * 10) > self.state.validations
+
+    def _save_due(self) -> bool:
+        every = self.train_section.save_every
+        if every:
+            return self.state.step % every == 0
+        return self.parallel.any(time.monotonic() - self._saved > max(SAVE_SECONDS, SAVE_SHARE * self._save_cost))
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Task loss on the fixed validation batches (averaged weights when a technique keeps some), with its standard error."""
+        self.state.validations = max(self.state.validations + 1, int(self.fraction() * 10))
+        self.learner.eval()
+        with self._averaged(), self.parallel.autocast():
+            losses = torch.cat([self.learner.measure(batch) for batch in self.validation]).double()
+        self.learner.train()
+        error = losses.std(correction=1).item() / math.sqrt(len(losses)) if len(losses) > 1 else 0.0
+        return {"validation_loss": losses.mean().item(), "validation_loss_se": error}
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        chosen = [weights for t in self.techniques if (weights := t.averaged(self.parameters)) is not None]
+        kept = {name: self.parameters[name].detach().clone() for weights in chosen for name in weights}
+        for weights in chosen:
+            load_some(self.parameters, weights)
+        try:
+            yield
+        finally:
+            load_some(self.parameters, kept)
+
+    def _observe(self, metrics: dict[str, float]) -> None:
+        progress = self.progress()
+        if self.parallel.first:
+            self.run.log(self.state.step, metrics)
+        signals: list[Signal] = [s for t in self.techniques for s in t.observe(progress, metrics)]
+        for signal in signals:
+            if signal.kind == "keep_best":
+                self._keep_best()
+            elif signal.kind == "stop":
+                self._stop = signal.reason
+                self._event("stopped_early", signal.reason)
+        self.report(progress, metrics)
+
+    def _event(self, code: str, text: str) -> None:
+        if self.parallel.first:
+            self.run.event(code, text, step=self.state.step)
+
+    # -- keeping ----------------------------------------------------------------------------------------------------
+    def commit(self) -> None:
+        """Write one checkpoint; the oldest ones go once the new one is verified."""
+        begin = time.monotonic()
+        saved = replace(self.state, seconds=self.seconds)
+        if self.parallel.first:
+            memory = optimizer_memory(self.optimizer, self._names)
+            techniques = {str(i): t.state() for i, t in enumerate(self.techniques)}
+            save_checkpoint(self._path(self.state.step), saved, self.parameters, memory, techniques)
+            prune(self.run.checkpoints, self.train_section.keep, protect=())
+        self.parallel.barrier()
+        self._saved = time.monotonic()
+        self._save_cost = self._saved - begin
+
+    def _path(self, step: int) -> Any:
+        return self.run.checkpoints / f"step-{step:08d}"
+
+    def _keep_best(self) -> None:
+        self.state.best_step = self.state.step
+        if self.parallel.first:
+            with self._averaged():
+                save_checkpoint(self.run.path / "best", self.state, self.parameters, {}, {})
+
+    def _restore_best(self) -> None:
+        if self.state.best_step is not None and self.state.best_step != self.state.step:
+            self.parallel.barrier()
+            _, weights, _, _ = load_checkpoint(self.run.path / "best")
+            load_weights(self.parameters, weights)
+            self._event("best_restored", f"weights of step {self.state.best_step} restored (last step {self.state.step})")
+
+    def resume(self) -> bool:
+        """Continue from the newest checkpoint that verifies; False when there is none."""
+        found = newest_verified(self.run.checkpoints, lambda path, why: self._event("damaged_checkpoint", f"{path.name}: {why}"))
+        if found is None:
+            return False
+        state, weights, memory, techniques = load_checkpoint(found)
+        changed = sorted(k for k in self.state.identity if state.identity.get(k) != self.state.identity[k])
+        if changed:
+            text = ", ".join(f"{k}: {state.identity.get(k)} -> {self.state.identity[k]}" for k in changed)
+            self._event("identity_changed", f"continuing where results may differ in the last digits: {text}")
+        load_weights(self.parameters, weights)
+        restore_optimizer(self.optimizer, self.parameters, memory)
+        for index, technique in enumerate(self.techniques):
+            technique.load_state(techniques[str(index)])
+        self.state = replace(state, identity=self.state.identity)
+        self._stop = state.stopped
+        if state.token_limit is not None:
+            self.horizon = replace(self.horizon, tokens=state.token_limit)
+        if self.parallel.first:
+            self.run.forget_after(state.step)
+        return True
+
+
+def load_some(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, Tensor]) -> None:
+    """Copy the given weights into the parameters of the same names."""
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            parameters[name].copy_(tensor)
+
+
+def newest_step(run: Run) -> int:
+    """Step of the newest checkpoint, -1 when there is none."""
+    steps = [int(path.name.removeprefix("step-")) for path in run.checkpoints.glob("step-*")]
+    return max(steps, default=-1)

@@ -1,0 +1,56 @@
+"""The Learner: model + objectives in one module; the only thing that is wrapped, sharded or compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from uplift.core.technique import Technique
+from uplift.core.values import Batch, Term, Terms
+from uplift.learn.forward import ForwardPass
+from uplift.model.language_model import LanguageModel
+from uplift.model.prefix_cache import PrefixCache
+
+TASK = "task"
+
+
+class Learner(nn.Module):
+    """``forward(batch) -> Terms``: the task's loss plus what the techniques add, as (sum, count).
+
+    With a ``prefix`` the frozen lower layers are not run: their outputs come from the cache (no ``embed`` chain then).
+    """
+
+    def __init__(self, model: LanguageModel, techniques: Sequence[Technique] = (), prefix: PrefixCache | None = None) -> None:
+        super().__init__()
+        self.model, self.techniques, self.prefix = model, tuple(techniques), prefix
+        self.embedding_gradient = any("embedding_gradient" in t.declare().gives for t in techniques)
+
+    def forward(self, batch: Batch) -> Terms:
+        """Terms of one micro-batch. In eval mode the task's term alone, from clean embeddings."""
+        start = 0
+        if self.prefix is not None:
+            embeddings, start = self.prefix.get(batch), self.prefix.depth
+        else:
+            embeddings = self._embed(batch)
+        forward = ForwardPass(self.model, batch, embeddings, start)
+        terms = {TASK: Term(forward.losses.cross_entropy, forward.count, forward.unit)}
+        if self.training:
+            for technique in self.techniques:
+                terms |= technique.terms(forward, batch)
+        return terms
+
+    def measure(self, batch: Batch) -> Tensor:
+        """Task loss of each trained unit (token or labelled sample) from clean embeddings, unweighted: (units,)."""
+        start = self.prefix.depth if self.prefix is not None else 0
+        embeddings = self.prefix.get(batch) if self.prefix is not None else self.model.embed(batch.ids)
+        return ForwardPass(self.model, batch, embeddings, start).losses.per_unit
+
+    def _embed(self, batch: Batch) -> Tensor:
+        embeddings = self.model.embed(batch.ids)
+        if self.training:
+            if self.embedding_gradient and not embeddings.requires_grad:
+                embeddings.requires_grad_(True)
+            for technique in self.techniques:
+                embeddings = technique.embed(embeddings, batch)
+        return embeddings

@@ -1,0 +1,125 @@
+"""The whole state of a run as one object: what is not in it does not exist after a restart.
+
+A checkpoint is a folder of plain files, written under the commit protocol of ``core.storage``:
+``weights.safetensors`` (trained parameters), ``memory.safetensors`` (optimizer moments and technique tensors),
+``state.json`` (numbers, and the tree that says where each tensor belongs).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from uplift.core.errors import RecipeError
+from uplift.core.storage import commit_directory, verify_directory, write_atomically
+
+TENSOR = "__tensor__"
+
+
+@dataclass
+class RunState:
+    """Numbers of a run. ``samples`` counts draws: the data position (epoch, index) follows from it and the seed."""
+
+    step: int = 0
+    epoch: int = 0
+    index: int = 0
+    samples: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    bad_in_a_row: int = 0
+    skipped: int = 0
+    token_limit: int | None = None
+    micro_tokens: int = 0
+    best_step: int | None = None
+    validations: int = 0
+    stopped: str = ""
+    identity: dict[str, str] = field(default_factory=dict)
+
+
+def _flatten(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        tensors[path] = value.detach().contiguous().cpu().clone()
+        return {TENSOR: path}
+    if isinstance(value, Mapping):
+        return {str(key): _flatten(item, f"{path}/{key}", tensors) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_flatten(item, f"{path}/{index}", tensors) for index, item in enumerate(value)]
+    return value
+
+
+def _unflatten(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, dict):
+        if set(value) == {TENSOR}:
+            return tensors[value[TENSOR]]
+        return {key: _unflatten(item, tensors) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_unflatten(item, tensors) for item in value]
+    return value
+
+
+def optimizer_memory(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]) -> dict[str, Any]:
+    """The optimizer's per-parameter state under parameter names (never under positions)."""
+    return {names[parameter]: dict(state) for parameter, state in optimizer.state.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], memory: Mapping[str, Any]) -> None:
+    """Put saved moments back. Raises RecipeError when a parameter's memory is missing or strange."""
+    if memory and set(memory) != set(parameters):
+        odd = sorted(set(memory) ^ set(parameters))[:3]
+        raise RecipeError(f"the checkpoint's optimizer memory does not fit this model: {odd}", fix="use another output_dir")
+    for name, state in memory.items():
+        parameter = parameters[name]
+        optimizer.state[parameter] = {
+            key: value.to(parameter.device) if isinstance(value, Tensor) else value
+            for key, value in state.items()
+        }
+
+
+def save_checkpoint(
+    target: Path, state: RunState, weights: Mapping[str, Tensor], memory: Mapping[str, Any], techniques: Mapping[str, Any]
+) -> None:
+    """Commit one checkpoint folder; it exists whole or not at all."""
+    tensors: dict[str, Tensor] = {}
+    tree = {
+        "state": asdict(state),
+        "memory": _flatten(memory, "optimizer", tensors),
+        "techniques": _flatten(techniques, "techniques", tensors),
+    }
+    kept = {name: tensor.detach().contiguous().cpu() for name, tensor in weights.items()}
+
+    def write(directory: Path) -> None:
+        save_file(kept, directory / "weights.safetensors")
+        save_file(tensors, directory / "memory.safetensors")
+        write_atomically(directory / "state.json", json.dumps(tree, sort_keys=True))
+
+    commit_directory(target, write, {"step": state.step, **state.identity})
+
+
+def load_checkpoint(path: Path) -> tuple[RunState, dict[str, Tensor], dict[str, Any], dict[str, Any]]:
+    """Verify and read a checkpoint: numbers, weights, optimizer memory, technique memory."""
+    verify_directory(path)
+    tree = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    tensors = load_file(path / "memory.safetensors")
+    return (
+        RunState(**tree["state"]),
+        load_file(path / "weights.safetensors"),
+        _unflatten(tree["memory"], tensors),
+        _unflatten(tree["techniques"], tensors),
+    )
+
+
+def load_weights(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, Tensor]) -> None:
+    """Copy saved weights into the parameters. Raises RecipeError when names or shapes differ."""
+    if set(weights) != set(parameters):
+        odd = sorted(set(weights) ^ set(parameters))[:3]
+        raise RecipeError(f"the checkpoint's weights do not fit this model: {odd}", fix="use another output_dir")
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            parameters[name].copy_(tensor)

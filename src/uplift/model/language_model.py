@@ -1,0 +1,178 @@
+"""The model behind one seam: ``embed -> hidden -> head``, whatever its architecture. Everything else talks to this class.
+
+Shapes: T tokens of a packed row, N documents in it, E embedding width (D for most), D hidden width, V vocabulary, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from uplift.core.errors import ModelError
+from uplift.model import heads
+from uplift.model.attention import KeyValues
+from uplift.model.backbone import Backbone, Layout, evaluating, word_embedding
+
+ADAPTER = "adapter"
+"""Folder of an unmerged PEFT adapter inside a saved model."""
+
+
+class LanguageModel(nn.Module):
+    """A transformers model with its tokenizer; rows are packed and documents in a row never see each other.
+
+    ``pretrained`` is a plain ``*ForCausalLM`` or ``*ForSequenceClassification``, changed in place by PEFT when there is an
+    adapter. ``identity`` holds the hashes that name these weights; ``notes`` what was decided while opening.
+    """
+
+    pretrained: PreTrainedModel
+    peft: PeftModel | None
+
+    def __init__(
+        self,
+        pretrained: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        layout: Layout,
+        *,
+        kind: Literal["causal", "encoder"],
+        head_kind: Literal["language", "class"],
+        labels: Sequence[str] = (),
+        identity: dict[str, str] | None = None,
+        notes: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        self.pretrained, self.tokenizer, self.peft = pretrained, tokenizer, None
+        self.kind, self.head_kind, self.labels = kind, head_kind, tuple(labels)
+        self.identity, self.notes = dict(identity or {}), tuple(notes)
+        self.layout = layout
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "peft":  # a view of `pretrained`, not a second child with the same parameters
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    # -- the seam ----------------------------------------------------------------------------------------------------
+    def embed(self, ids: Tensor) -> Tensor:
+        """Input embeddings (1, T, E) of ids (1, T); positions, types and norms are added inside ``hidden``."""
+        return cast(Tensor, word_embedding(self.pretrained)(ids))
+
+    def hidden(
+        self,
+        embeddings: Tensor,
+        positions: Tensor,
+        lengths: Sequence[int],
+        start: int = 0,
+        prefix: KeyValues | None = None,
+    ) -> Tensor:
+        """Hidden states (1, T, D) of a packed row after the final norm.
+
+        ``start`` = k > 0: ``embeddings`` are the output of layer k, as ``layer_hidden`` gives it, and only later layers run.
+        ``prefix``: keys and values from ``prompt_prefix`` that every document sees before itself; ``positions`` then count
+        on from its length. Raises ModelError when a document is longer than learned positions allow.
+        """
+        return self.backbone.run(embeddings, positions, lengths, start, prefix)
+
+    @torch.no_grad()
+    def layer_hidden(self, embeddings: Tensor, positions: Tensor, lengths: Sequence[int], stop: int) -> Tensor:
+        """Output (1, T, D) of layer ``stop`` without dropout or gradients; 0 gives the embeddings back."""
+        if stop == 0:
+            return embeddings
+        with evaluating(self.pretrained):
+            return self.backbone.run_to(embeddings, positions, lengths, stop)
+
+    @torch.no_grad()
+    def prompt_prefix(self, ids: Tensor) -> KeyValues | None:
+        """Keys and values of a prompt (1, P) that many documents share; None when this model cannot share one."""
+        positions = torch.arange(ids.shape[1], device=ids.device)[None]
+        with evaluating(self.pretrained):
+            return self.backbone.keys_and_values(self.embed(ids), positions)
+
+    def class_logits(self, hidden: Tensor, lengths: Sequence[int]) -> Tensor:
+        """(N, C): the architecture's own pooling and classification head over packed hidden states (1, T, D)."""
+        return heads.class_logits(self.pretrained, hidden, lengths)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., V): the language head over hidden states (..., D), scale and softcap included."""
+        return heads.language_logits(self.pretrained, hidden)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, D) weight of the language head."""
+        return heads.language_weight(self.pretrained)
+
+    @property
+    def head_bias(self) -> Tensor | None:
+        """(V,) bias of the language head."""
+        return heads.language_bias(self.pretrained)
+
+    @property
+    def head_scale(self) -> float:
+        """What the language head's logits are multiplied by."""
+        return heads.language_scale(self.config)
+
+    @property
+    def head_softcap(self) -> float | None:
+        """Bound of the language head's logits, ``cap * tanh(logits / cap)``."""
+        return heads.language_softcap(self.config)
+
+    # -- structure ---------------------------------------------------------------------------------------------------
+    @property
+    def backbone(self) -> Backbone:
+        """The layers as a function."""
+        return Backbone(self.pretrained, self.layout)
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """transformers' configuration."""
+        return self.pretrained.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.pretrained.device
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The blocks from first to last."""
+        return list(self.backbone.layers)
+
+    @property
+    def longest(self) -> int | None:
+        """Most tokens of a document, where positions are learned; None: no hard limit."""
+        return self.layout.longest
+
+    def depth(self, parameter_name: str) -> int:
+        """Depth of a parameter named as in ``parameters_by_name``: 0 embeddings, 1..L layers, L + 1 final norm and head."""
+        return self.backbone.depth(parameter_name)
+
+    def parameters_by_name(self) -> dict[str, nn.Parameter]:
+        """transformers' (and PEFT's) own names -> parameters; tied ones once."""
+        return dict(self.pretrained.named_parameters())
+
+    # -- saving ------------------------------------------------------------------------------------------------------
+    def save(self, directory: Path) -> None:
+        """Write a folder that plain transformers loads (safetensors, tokenizer); an unmerged adapter goes to ``adapter/``.
+
+        Meant as the ``write`` callback of ``storage.commit_directory``, which makes the result whole and durable.
+        """
+        self.pretrained.save_pretrained(directory, state_dict=self._plain_state() if self.peft is not None else None)
+        self.tokenizer.save_pretrained(directory)
+        if self.peft is not None:
+            if self.peft.peft_config["default"].is_prompt_learning:
+                raise ModelError("prompt-learning adapters cannot be saved yet")
+            self.peft.save_pretrained(str(directory / ADAPTER), safe_serialization=True)
+
+    def _plain_state(self) -> dict[str, Tensor]:
+        """The base model's tensors under their plain names, without what the adapter added."""
+        added = tuple(f".{part}" for part in ("lora_", "ia3_", "original_module.", "vera_", "oft_", "boft_", "hra_"))
+        state = {}
+        for name, tensor in self.pretrained.state_dict().items():
+            if not any(part in f".{name}" for part in added):
+                state[name.replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")] = tensor
+        return state

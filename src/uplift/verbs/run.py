@@ -1,0 +1,283 @@
+"""``uplift run``: one recipe from rows to a saved model and a report that says what it is worth."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from uplift.core.errors import ProofError
+from uplift.core.recipe import Recipe
+from uplift.core.report import Cost, DataReport, EffectReport, Predicted, Report
+from uplift.core.run import Run
+from uplift.core.storage import commit_directory, write_atomically
+from uplift.core.values import Corpus, Part, Sample, derive_seed
+from uplift.data.dataset import Parts
+from uplift.evaluate.base import measured_base
+from uplift.evaluate.tasks import Measured, evaluate_model, to_evaluation
+from uplift.learn.assemble import Assembly, assemble, build_engine, finish_model
+from uplift.learn.engine import Engine
+from uplift.learn.parallel import Parallel, processes
+from uplift.learn.preflight import preflight
+from uplift.study.machine import choose_threads, peak_memory_bytes
+from uplift.study.report_html import render_html
+from uplift.verbs.display import Display
+
+CURVES = ("loss", "validation_loss", "gradient_norm", "lr", "tokens_per_second")
+
+
+@dataclass
+class Spent:
+    """Cost of a run as it adds up, and what was predicted before training."""
+
+    started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    seconds: float = 0.0
+    tokens: int = 0
+    steps: int = 0
+    trainable: int = 0
+    evaluation_seconds: float = 0.0
+    predicted: Predicted | None = None
+
+
+def run(
+    recipe: Recipe, base_dir: Path, *, console: Console | None = None, resume: bool = True, parts: Parts | None = None
+) -> Report:
+    """Carry out a recipe; a finished one is not repeated, an interrupted one continues from its last verified step.
+
+    ``base_dir``: where relative data and model paths start. Raises UpliftError subclasses; ProofError after the report is
+    written when a technique did nothing.
+    """
+    display = Display(console)
+    with processes(recipe.hardware) as parallel:
+        torch.set_num_threads(choose_threads() if recipe.hardware.threads == "auto" else recipe.hardware.threads)
+        with open_run(recipe, parallel) as folder:
+            if resume and folder.finished:
+                display.stage(f"already finished: {folder.path}")
+                report = folder.report()
+                assert isinstance(report, Report)
+                return report
+            return _carry_out(recipe, base_dir, folder, parallel, display, parts)
+
+
+def open_run(recipe: Recipe, parallel: Parallel) -> Run:
+    """The folder of this recipe; processes other than the first get a scratch folder beside it that nobody reads."""
+    root = Path(recipe.output_dir)
+    if not parallel.first:
+        root = root / ".ranks" / str(parallel.rank)
+    return Run.create(recipe.model_dump(mode="json"), root, recipe.name, recipe.hash())
+
+
+def _carry_out(
+    recipe: Recipe, base_dir: Path, folder: Run, parallel: Parallel, display: Display, parts: Parts | None
+) -> Report:
+    spent = Spent()
+    display.stage(f"run folder {folder.path}")
+    assembly = assemble(recipe, base_dir, parallel, parts)
+    _tell_data(assembly.parts, folder, display)
+    base = _base(assembly, folder, display) if recipe.evaluate.base else None
+    if assembly.trains:
+        _train(assembly, folder, parallel, display, spent)
+    assembly.model.eval()
+    save_model(assembly, folder, display)
+    measured = _measure(assembly, base, display, spent)
+    effects = [EffectReport.of(technique.effect()) for technique in assembly.techniques]
+    report = _report(assembly, folder, measured, base, effects, spent)
+    if parallel.first:
+        if measured is not None:
+            write_atomically(folder.path / "outcomes.json", json.dumps(measured.outcomes.to_json()))
+        folder.write_report(report)
+        write_atomically(folder.report_page, render_html(report))
+        _forget_checkpoints(folder)
+    _require_proofs(report, folder)
+    return report
+
+
+def _tell_data(parts: Parts, folder: Run, display: Display) -> None:
+    lines = [json.dumps(bad.as_json(), ensure_ascii=False) for bad in parts.quarantined]
+    if lines:
+        write_atomically(folder.quarantine_file, "\n".join(lines) + "\n")
+    sizes = f"{len(parts.train)} train, {len(parts.validation)} validation, {len(parts.test)} test"
+    display.stage(f"{parts.rows_in} rows: {sizes}, {len(lines)} quarantined")
+
+
+def chosen_test(assembly: Assembly, part: Part = "test") -> list[int]:
+    """Indices of the test rows to use: all, or the ``evaluate.limit`` with the lowest hash (the same ones every time)."""
+    limit, samples = assembly.recipe.evaluate.limit, assembly.plain[part]
+    indices = range(len(samples))
+    if limit is None or limit >= len(samples):
+        return list(indices)
+    return sorted(sorted(indices, key=lambda i: derive_seed("test", samples[i].id, i))[:limit])
+
+
+def _rows(corpus: Corpus, indices: Iterable[int]) -> list[Sample]:
+    return [corpus[index] for index in indices]
+
+
+def _base(assembly: Assembly, folder: Run, display: Display) -> Measured | None:
+    """The untouched model on the test rows; remembered beside the run folders, since many runs share it."""
+    if not len(assembly.plain["test"]):
+        return None
+    samples = _rows(assembly.plain["test"], chosen_test(assembly))
+    display.stage(f"measuring the model as it is on {len(samples)} test rows")
+    recipe = assembly.recipe
+    return measured_base(
+        assembly.model,
+        samples,
+        recipe.task,
+        assembly.encoder,
+        folder.path.parent / ".base",
+        seed=recipe.seed,
+        bootstrap=recipe.evaluate.bootstrap,
+        batch_tokens=recipe.train.batch_tokens,
+    )
+
+
+def _train(assembly: Assembly, folder: Run, parallel: Parallel, display: Display, spent: Spent) -> None:
+    recipe = assembly.recipe
+    engine = build_engine(assembly, folder, parallel, display.step, display.audit)
+    folder.write_identity(engine.state.identity)
+    if not engine.resume():
+        display.stage("preflight: longest batch, speed, checkpoint round trip")
+        rate = preflight(engine, recipe.train.budget.seconds)
+        _predict(engine, rate.first, rate.again, spent, folder)
+    else:
+        display.stage(f"continuing from step {engine.state.step}")
+        spent.predicted = _predicted(folder)
+    with display.training():
+        state = engine.train()
+    spent.seconds, spent.tokens, spent.steps = engine.seconds, state.tokens, state.step
+    spent.trainable = sum(parameter.numel() for parameter in engine.parameters.values())
+    if state.stopped:
+        display.stage(state.stopped)
+    assembly.model = finish_model(assembly.model, assembly.techniques)
+
+
+def _predict(engine: Engine, first: float, again: float, spent: Spent, folder: Run) -> None:
+    """Keep what the measured speed foretells, to stand beside what came out."""
+    per_epoch, size = engine.feed.tokens, len(engine.feed.encoded)
+    tokens = engine.planned * per_epoch / size
+    seconds = min(tokens, per_epoch) * first + max(0.0, tokens - per_epoch) * again
+    spent.predicted = Predicted(seconds=seconds, tokens=int(tokens))
+    folder.event("predicted", f"{seconds:.0f} s for {tokens:.0f} tokens", seconds=seconds, tokens=int(tokens))
+
+
+def _predicted(folder: Run) -> Predicted | None:
+    events = folder.events("predicted")
+    return Predicted(seconds=events[-1].data["seconds"], tokens=events[-1].data["tokens"]) if events else None
+
+
+def save_model(assembly: Assembly, folder: Run, display: Display) -> None:
+    """Write ``model/`` (and ``adapter/`` inside it where an adapter stays unmerged) under the commit protocol."""
+    if assembly.trains:
+        display.stage("saving the model")
+        commit_directory(folder.model_dir, assembly.model.save, {"recipe": assembly.recipe.hash()})
+
+
+def _measure(assembly: Assembly, base: Measured | None, display: Display, spent: Spent) -> Measured | None:
+    recipe, corpus = assembly.recipe, assembly.corpora["test"]
+    if not len(corpus):
+        assembly.warnings.append("nothing was measured: the recipe has no test part (`data.split.test` or `data.test`)")
+        return None
+    samples = _rows(corpus, chosen_test(assembly))
+    untouched = not assembly.trains and samples == _rows(assembly.plain["test"], chosen_test(assembly))
+    if untouched and base is not None:
+        spent.evaluation_seconds = base.seconds
+        return base
+    display.stage(f"measuring the result on {len(samples)} test rows")
+    begin = time.monotonic()
+    measured = evaluate_model(
+        assembly.model,
+        samples,
+        recipe.task,
+        assembly.encoder,
+        bootstrap=recipe.evaluate.bootstrap,
+        batch_tokens=recipe.train.batch_tokens,
+    )
+    spent.evaluation_seconds = time.monotonic() - begin
+    return measured
+
+
+def _report(
+    assembly: Assembly,
+    folder: Run,
+    measured: Measured | None,
+    base: Measured | None,
+    effects: list[EffectReport],
+    spent: Spent,
+) -> Report:
+    recipe, parts = assembly.recipe, assembly.parts
+    silent = [effect.technique for effect in effects if not effect.passed]
+    cost = Cost(
+        seconds=spent.seconds,
+        tokens=spent.tokens,
+        peak_memory_bytes=peak_memory_bytes(),
+        predicted=spent.predicted,
+        evaluation_seconds=spent.evaluation_seconds,
+        disk_bytes=_size(folder.path),
+        steps=spent.steps,
+        trainable_parameters=spent.trainable,
+        model_bytes=_size(folder.adapter_dir if folder.adapter_dir.exists() else folder.model_dir),
+    )
+    reasons: dict[str, int] = {}
+    for bad in parts.quarantined:
+        reasons[bad.rule] = reasons.get(bad.rule, 0) + 1
+    data = DataReport(
+        rows_in=parts.rows_in,
+        rows_kept=parts.rows_kept,
+        rows_quarantined=len(parts.quarantined),
+        train=len(parts.train),
+        validation=len(parts.validation),
+        test=len(parts.test),
+        labels=parts.labels,
+        reasons=reasons,
+        fingerprint=parts.fingerprint,
+    )
+    return Report(
+        name=recipe.name,
+        hash=recipe.hash(),
+        status="failed" if silent else "finished",
+        reason=f"no measurable effect of: {', '.join(silent)}" if silent else "",
+        evaluation=to_evaluation(measured, base, resamples=recipe.evaluate.bootstrap) if measured else None,
+        cost=cost,
+        effects=tuple(effects),
+        data=data,
+        recipe=recipe.model_dump(mode="json"),
+        events=folder.event_summary(),
+        warnings=tuple([*assembly.warnings, *(measured.notes if measured else ())]),
+        environment=folder.identity(),
+        command=f"uplift run {' '.join(sys.argv[2:])}" if len(sys.argv) > 2 else "uplift run",
+        started=spent.started,
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        seed=recipe.seed,
+        curves=folder.curves(CURVES),
+    )
+
+
+def _size(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.exists() else 0
+
+
+def _forget_checkpoints(folder: Run) -> None:
+    """The work is done and the model is saved: the way there need not take room."""
+    for path in (folder.checkpoints, folder.path / "best"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _require_proofs(report: Report, folder: Run) -> None:
+    failed = [effect for effect in report.effects if not effect.passed]
+    if failed:
+        listed = "; ".join(f"`{effect.technique}`: {effect.claim} (measured {effect.value})" for effect in failed)
+        raise ProofError(
+            "an option of this recipe did nothing",
+            where=str(folder.path),
+            why=listed,
+            fix="remove it, raise its strength, or train longer; the report is in the run folder",
+        )
