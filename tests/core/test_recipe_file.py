@@ -6,8 +6,7 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from uplift.core.errors import RecipeErrors
 from uplift.core.recipe import Recipe, RecipeArm

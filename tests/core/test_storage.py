@@ -114,10 +114,14 @@ class FaultyDisk(Disk):
         self._call(act)
 
     def mkdir(self, path: Path) -> None:
-        self._call(lambda: (super(FaultyDisk, self).mkdir(path), self.entries.append((path.parent, lambda: shutil.rmtree(path, True)))))
+        self._call(
+            lambda: (super(FaultyDisk, self).mkdir(path), self.entries.append((path.parent, lambda: shutil.rmtree(path, True))))
+        )
 
     def rmdir(self, path: Path) -> None:
-        self._call(lambda: (super(FaultyDisk, self).rmdir(path), self.entries.append((path.parent, lambda: path.mkdir(exist_ok=True)))))
+        self._call(
+            lambda: (super(FaultyDisk, self).rmdir(path), self.entries.append((path.parent, lambda: path.mkdir(exist_ok=True))))
+        )
 
     def lose_power(self, root: Path) -> None:
         """Take away what was not forced to disk."""
@@ -167,7 +171,11 @@ def count_calls(use_disk: Callable[[Disk], None], prepare: Callable[[], object],
 
 
 def crash_everywhere(
-    root: Path, use_disk: Callable[[Disk], None], prepare: Callable[[], None], act: Callable[[], object], check: Callable[[], None]
+    root: Path,
+    use_disk: Callable[[Disk], None],
+    prepare: Callable[[], None],
+    act: Callable[[], object],
+    check: Callable[[], None],
 ) -> int:
     """Crash at every call of ``act`` in every way; ``check`` recovers and judges. Returns the number of crashes."""
 
@@ -548,7 +556,9 @@ def test_preflight_refuses_when_space_is_short(tmp_path: Path) -> None:
 def test_write_atomically_makes_parents_and_keeps_text(tmp_path: Path) -> None:
     storage.write_atomically(tmp_path / "a" / "b" / "note.txt", "grüße\n")
     assert (tmp_path / "a" / "b" / "note.txt").read_bytes() == "grüße\n".encode()
-    assert storage.file_sha256(tmp_path / "a" / "b" / "note.txt") == __import__("hashlib").sha256("grüße\n".encode()).hexdigest()
+    assert (
+        storage.file_sha256(tmp_path / "a" / "b" / "note.txt") == __import__("hashlib").sha256("grüße\n".encode()).hexdigest()
+    )
 
 
 def test_temporary_files_of_a_living_process_are_left_alone(tmp_path: Path) -> None:

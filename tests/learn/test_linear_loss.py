@@ -10,7 +10,9 @@ from torch import Tensor
 from uplift.learn.linear_loss import class_losses, linear_cross_entropy
 
 
-def plain(h: Tensor, w: Tensor, b: Tensor | None, y: Tensor, weights: Tensor, scale: float, cap: float | None) -> tuple[Tensor, Tensor]:
+def plain(
+    h: Tensor, w: Tensor, b: Tensor | None, y: Tensor, weights: Tensor, scale: float, cap: float | None
+) -> tuple[Tensor, Tensor]:
     z = F.linear(h, w, b) * scale
     z = cap * torch.tanh(z / cap) if cap else z
     log_p = z.log_softmax(-1)
@@ -21,7 +23,9 @@ def plain(h: Tensor, w: Tensor, b: Tensor | None, y: Tensor, weights: Tensor, sc
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("scale", "cap"), [(1.0, None), (0.5, None), (1.0, 5.0), (0.7, 3.0)])
 @pytest.mark.parametrize("mix", [(1.0, 0.0), (0.9, 0.1), (0.0, 1.0)])
-def test_equals_plain_loss_and_gradients(rows: int, bias: bool, scale: float, cap: float | None, mix: tuple[float, float]) -> None:
+def test_equals_plain_loss_and_gradients(
+    rows: int, bias: bool, scale: float, cap: float | None, mix: tuple[float, float]
+) -> None:
     torch.manual_seed(rows)
     h = torch.randn(rows, 16, dtype=torch.float64, requires_grad=True)
     w = torch.randn(50, 16, dtype=torch.float64, requires_grad=True)

@@ -38,7 +38,7 @@ def test_shuffled_labels_teach_nothing() -> None:
 def test_label_unseen_in_training_and_prompted_samples_work() -> None:
     def asked(sample: Sample) -> Sample:
         turns = (Message("user", sample.text or ""), Message("assistant", LABELS[sample.label or 0], learn=True))
-        return Sample(sample.id, sample.origin, messages=turns, label=sample.label)
+        return Sample(sample.id, sample.origin, messages=turns, label=sample.label, extras={"content": sample.text})
 
     train, test = [asked(s) for s in samples(60, 0)], [asked(s) for s in samples(30, 1)]
     fitted = baseline.tfidf(train, test, (*LABELS, "unseen"), resamples=200)

@@ -24,3 +24,14 @@ def test_measurement_is_sane_cached_and_leaves_threads_alone() -> None:
     assert 1e8 < first.gemm_flops < 1e14 and 0 < first.bf16_ratio < 64
     assert 0 < first.memory_available <= first.memory_total and first.cores >= 1
     assert "GFLOP/s" in first.describe()
+
+
+def test_peak_memory_follows_a_reset() -> None:
+    before = machine.peak_memory_bytes()
+    block = bytearray(200 * 2**20)
+    block[:: 2**12] = b"x" * len(block[:: 2**12])
+    high = machine.peak_memory_bytes()
+    assert high >= before and high > 200 * 2**20
+    del block
+    machine.reset_peak_memory()
+    assert machine.peak_memory_bytes() <= high

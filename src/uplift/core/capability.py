@@ -49,7 +49,10 @@ NEEDS_EXPLAINED: Mapping[str, tuple[str, str]] = {
 
 
 def find_clashes(declared: list[tuple[str, str, Capabilities]], given: frozenset[str]) -> list[Clash]:
-    """All clashes among techniques. ``declared``: (recipe key, technique name, capabilities); ``given``: words of model and task."""
+    """All clashes among techniques.
+
+    ``declared``: (recipe key, technique name, capabilities); ``given``: words of model, data, task and training.
+    """
     clashes = []
     words = given.union(*(capabilities.gives for _, _, capabilities in declared))
     owners: dict[str, str] = {}

@@ -161,12 +161,17 @@ class Batch:
 class HeadLosses(Protocol):
     """What the head says of one pass; sums over trained units, weighted by the batch's weights."""
 
-    cross_entropy: Tensor
-    """Scalar: sum of weighted negative log-likelihoods."""
-    uniform: Tensor
-    """Scalar: sum of weighted mean(-log p) over the vocabulary or classes (label smoothing's second part)."""
-    per_unit: Tensor
-    """(K,) or (N,) detached, unweighted negative log-likelihood of each trained unit."""
+    @property
+    def cross_entropy(self) -> Tensor:
+        """Scalar: sum of weighted negative log-likelihoods."""
+
+    @property
+    def uniform(self) -> Tensor:
+        """Scalar: sum of weighted mean(-log p) over the vocabulary or classes (label smoothing's second part)."""
+
+    @property
+    def per_unit(self) -> Tensor:
+        """(K,) or (N,) detached, unweighted negative log-likelihood of each trained unit."""
 
 
 class Pass(Protocol):

@@ -107,12 +107,11 @@ def _blocks(texts: Sequence[str]) -> Iterable[Sequence[str]]:
 def _hashes(texts: Sequence[str], known: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
     """64-bit hashes of every run of ``GRAM`` words, and the text each is of. A shorter text gives one hash of all its words.
 
-    ``known`` numbers the words, so equal words have equal numbers over all calls. A text without a word gives a hash of
-    its own that nothing else has.
+    ``known`` numbers the words, so equal words have equal numbers over all calls. A text without words is one word.
     """
-    words = [[known.setdefault(word, len(known)) for word in WORD.findall(text.lower())] for text in texts]
-    lengths = np.array([max(len(item), 1) for item in words])
-    flat = np.concatenate([np.array(item or [len(known) + 2**40 + i], dtype=np.uint64) for i, item in enumerate(words)])
+    words = [[known.setdefault(word, len(known)) for word in WORD.findall(text.lower()) or [text.strip()]] for text in texts]
+    lengths = np.array([len(item) for item in words])
+    flat = np.concatenate([np.array(item, dtype=np.uint64) for item in words])
     values = (flat + np.uint64(1)) * BASE
     values ^= values >> np.uint64(29)
     starts = np.cumsum(lengths) - lengths

@@ -92,12 +92,9 @@ def _with_answer(sample: Sample, word: str) -> Sample:
     return sample.with_messages([*sample.messages[:-1], Message("assistant", word, learn=True)])
 
 
-def _without_common_end(answers: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
-    """Answers without the tokens they all end with (the end of the turn), unless one would then begin another."""
-    end = 0
-    while end < min(map(len, answers)) - 1 and len({answer[len(answer) - 1 - end] for answer in answers}) == 1:
-        end += 1
-    short = tuple(answer[: len(answer) - end] for answer in answers)
+def _without_turn_end(answers: Sequence[tuple[int, ...]], end_ids: frozenset[int]) -> tuple[tuple[int, ...], ...]:
+    """Answers without the token that ends the turn, unless one would then be the beginning of another."""
+    short = tuple(answer[:-1] if len(answer) > 1 and answer[-1] in end_ids else answer for answer in answers)
     nested = any(i != j and b[: len(a)] == a for i, a in enumerate(short) for j, b in enumerate(short))
     return tuple(answers) if nested else short
 
@@ -117,7 +114,7 @@ def prompted(samples: Sequence[Sample], labels: Sequence[str], encoder: Encoder)
         prompt, answer = _split_answer(encoder.encode(sample))
         if table.get(own) != answer:  # the first sample, or a template that renders answers differently here
             table = {word: _split_answer(encoder.encode(_with_answer(sample, word)))[1] for word in labels}
-        items.append(Prompted(sample.id, prompt, _without_common_end([table[word] for word in labels])))
+        items.append(Prompted(sample.id, prompt, _without_turn_end([table[word] for word in labels], encoder.end_ids)))
     if items and len(set(items[0].answers)) < len(labels):
         raise DataError("two labels have the same tokens", where="task.labels", fix="give them different words")
     return items

@@ -16,7 +16,7 @@ from uplift.core.errors import RecipeError
 from uplift.core.recipe import ClassifyTask, Recipe, Task
 from uplift.core.run import Run
 from uplift.core.technique import Phase, Technique
-from uplift.core.values import Corpus, Encoded, Part
+from uplift.core.values import Corpus, Encoded, Part, derive_seed
 from uplift.data.audit import Audit, audit
 from uplift.data.chat import Encoder
 from uplift.data.dataset import Parts, load_parts
@@ -63,7 +63,9 @@ def resolve_head(task: Task, kind: str) -> HeadKind:
     if kind == "encoder":
         where = "task.head" if isinstance(task, ClassifyTask) else "task.use"
         why = "an encoder has no language head to speak with"
-        raise RecipeError("this task needs a causal language model", where=where, why=why, fix="use a causal model or `head: classifier`")
+        raise RecipeError(
+            "this task needs a causal language model", where=where, why=why, fix="use a causal model or `head: classifier`"
+        )
     return "language"
 
 
@@ -83,7 +85,11 @@ def assemble(recipe: Recipe, base_dir: Path, parallel: Parallel, parts: Parts | 
 def corpora_of(parts: Parts) -> dict[Part, Corpus]:
     """The three parts as corpora; validation and test refer to the training corpus."""
     train = Corpus(parts.train, "train")
-    return {"train": train, "validation": Corpus(parts.validation, "validation", train), "test": Corpus(parts.test, "test", train)}
+    return {
+        "train": train,
+        "validation": Corpus(parts.validation, "validation", train),
+        "test": Corpus(parts.test, "test", train),
+    }
 
 
 def apply_samples(corpus: Corpus, techniques: list[Technique]) -> Corpus:
@@ -93,8 +99,9 @@ def apply_samples(corpus: Corpus, techniques: list[Technique]) -> Corpus:
     return corpus
 
 
-def edit_model(model: LanguageModel, techniques: list[Technique]) -> LanguageModel:
-    """The ``edit`` chain in its phases."""
+def edit_model(model: LanguageModel, techniques: list[Technique], seed: int = 0) -> LanguageModel:
+    """The ``edit`` chain in its phases; what it initialises is drawn from ``seed``."""
+    torch.manual_seed(derive_seed(seed, "edit"))
     for phase in PHASES:
         for technique in techniques:
             if technique.phase == phase:
@@ -103,8 +110,14 @@ def edit_model(model: LanguageModel, techniques: list[Technique]) -> LanguageMod
 
 
 def finish_model(model: LanguageModel, techniques: list[Technique]) -> LanguageModel:
-    """The ``finish`` chain, in the order of the recipe."""
-    for technique in techniques:
+    """The ``finish`` chain, in the order of the recipe; those that edited the model come last and in reverse.
+
+    They take out what they put in (an adapter is merged), and the others must still find the parameters that trained.
+    """
+    editing = [type(technique).edit is not Technique.edit for technique in techniques]
+    plain = [technique for technique, edits in zip(techniques, editing, strict=True) if not edits]
+    undone = [technique for technique, edits in zip(techniques, editing, strict=True) if edits]
+    for technique in [*plain, *reversed(undone)]:
         model = technique.finish(model)
     return model
 
@@ -157,7 +170,7 @@ def encode(corpus: Corpus, encoder: Encoder) -> list[Encoded]:
 def build_engine(assembly: Assembly, run: Run, parallel: Parallel, report: Report, show: Callable[[Audit], None]) -> Engine:
     """Edit the model, audit the labels, choose what trains, and make the engine (fresh; ``resume`` comes after)."""
     recipe, techniques = assembly.recipe, assembly.techniques
-    model = assembly.model = edit_model(assembly.model, techniques)
+    model = assembly.model = edit_model(assembly.model, techniques, recipe.seed)
     settings = resolve_groups(model, techniques)
     trainable = apply_groups(model, settings)
     encoded = encode(assembly.corpora["train"], assembly.encoder)

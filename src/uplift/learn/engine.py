@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,16 @@ from uplift.learn.optim import set_lr
 from uplift.learn.parallel import Parallel
 from uplift.learn.schedule import Horizon, lr_factor
 from uplift.learn.signals import SignalWatch
-from uplift.learn.state import RunState, load_checkpoint, load_weights, optimizer_memory, restore_optimizer, save_checkpoint
+from uplift.learn.state import (
+    RunState,
+    compare_identity,
+    load_checkpoint,
+    load_weights,
+    optimizer_memory,
+    restore_optimizer,
+    save_checkpoint,
+    set_aside,
+)
 
 UNITS: tuple[Unit, ...] = ("tokens", "samples")
 OVERRUN = 1.1
@@ -67,7 +76,8 @@ class Engine:
         self.state = RunState(identity=identity)
         self.wrapped = parallel.wrap(learner)
         self._names = {parameter: name for name, parameter in parameters.items()}
-        self._stop = ""
+        self._home = Path(parallel.share_text(str(run.path.absolute())))
+        self._committed = -1
         self._since = self._saved = time.monotonic()
         self._save_cost = 0.0
 
@@ -80,7 +90,7 @@ class Engine:
         if self.horizon.tokens is not None:
             limits.append(self.horizon.tokens * size / tokens)
         if self.horizon.steps is not None:
-            limits.append(self.horizon.steps * size * min(self.train_section.batch_tokens / tokens, 1.0))
+            limits.append(self.horizon.steps * size / self.feed.steps_per_epoch)
         return max(1.0, min(limits))
 
     def fraction(self, samples: float = 0, steps: float = 0, tokens: float = 0) -> float:
@@ -107,29 +117,29 @@ class Engine:
             while self.fraction() < 1.0 and not self._over():
                 indices = self._next()
                 metrics = self._step(indices)
-                due = self._validation_due()
-                if due:
+                if self._validation_due():
                     metrics |= self.validate()
                 self._observe(metrics)
+                self._refuse_bad(metrics)
                 if self._save_due():
                     self.commit()
                 if self.parallel.any(watch.received is not None):
                     self.commit()
                     raise Stopped(f"stopped by a signal after step {self.state.step}; saved", watch.received or 15)
-        if newest_step(self.run) != self.state.step:
+        if self._committed != self.state.step:
             self.commit()
         self._restore_best()
         return self.state
 
     def _over(self) -> bool:
         budget = self.train_section.budget.seconds
-        late = budget is not None and self.seconds > budget * OVERRUN
-        if self.parallel.any(late) and not self._stop:
+        late = budget is not None and self.seconds > budget * OVERRUN and not self.state.stopped
+        if self.parallel.any(late):
             share = f"{100 * self.fraction():.0f} %"
-            self._stop = f"the time budget of {budget:.0f} s ended training at {share} of its schedule (the machine was busy)"
-            self._event("budget_cut", self._stop)
-        self.state.stopped = self._stop
-        return bool(self._stop)
+            text = f"the time budget of {budget:.0f} s ended training at {share} of its schedule (the machine was busy)"
+            self.state.stopped = text
+            self._event("budget_cut", text)
+        return self.parallel.any(bool(self.state.stopped))
 
     def _next(self) -> list[int]:
         steps = self.feed.steps(self.state.epoch, self.planned)
@@ -176,22 +186,24 @@ class Engine:
             try:
                 return self._accumulate(indices)
             except (RuntimeError, MemoryError) as error:
-                if not any(text in str(error).lower() for text in OUT_OF_MEMORY):
+                if not is_memory_shortage(error):
                     raise
-                self.optimizer.zero_grad(set_to_none=True)
-                self._halve_micro(error)
+                why = str(error).partition("\n")[0] or type(error).__name__
+            # Outside the handler: the error's frames, and the tensors they hold, are gone before the next attempt.
+            self.optimizer.zero_grad(set_to_none=True)
+            self._halve_micro(why)
 
     def probe(self, indices: list[int]) -> None:
         """Forward and backward of these samples, then forget: for preflight and timing."""
         self._backward(indices)
         self.optimizer.zero_grad(set_to_none=True)
 
-    def _halve_micro(self, error: BaseException) -> None:
-        longest = max(len(item) for item in self.feed.encoded)
-        if self.parallel.world > 1 or self.state.micro_tokens // 2 < longest:
+    def _halve_micro(self, why: str) -> None:
+        smaller = max(self.state.micro_tokens // 2, max(len(item) for item in self.feed.encoded))
+        if self.parallel.world > 1 or smaller >= self.state.micro_tokens:
             fix = "lower `train.max_length` or `train.micro_tokens`, or use an adapter"
-            raise ResourceError("a training step does not fit into memory", why=str(error).splitlines()[0], fix=fix) from error
-        self.state.micro_tokens //= 2
+            raise ResourceError("a training step does not fit into memory", why=why, fix=fix)
+        self.state.micro_tokens = smaller
         self._event("micro_batch_halved", f"memory ran out: micro-batches of {self.state.micro_tokens} tokens from now on")
 
     def _accumulate(self, indices: list[int]) -> dict[str, float]:
@@ -206,7 +218,7 @@ class Engine:
             with self.parallel.accumulating(self.wrapped, number == len(batches) - 1):
                 with self.parallel.autocast():
                     terms: Terms = self.wrapped(batch)
-                loss = sum(term.sum / max(totals[term.unit], 1e-12) for term in terms.values())
+                loss = torch.stack([term.sum / max(totals[term.unit], 1e-12) for term in terms.values()]).sum()
                 (loss * self.parallel.world).backward()
             for name, term in terms.items():
                 sums[name] = sums.get(name, 0.0) + term.sum.detach().double()
@@ -221,11 +233,15 @@ class Engine:
             state.bad_in_a_row = 0
             return
         state.bad_in_a_row, state.skipped = state.bad_in_a_row + 1, state.skipped + 1
-        text = f"step {state.step}: loss {sums['loss']}, gradient norm {norm}: not applied"
-        self._event("bad_step", text)
+        self._event("bad_step", f"step {state.step}: loss {sums['loss']}, gradient norm {norm}: not applied")
+
+    def _refuse_bad(self, metrics: Mapping[str, float]) -> None:
+        """Stop after too many bad steps in a row; their true numbers are logged by now, and nothing of them is committed."""
+        state = self.state
         if state.bad_in_a_row > self.train_section.bad_steps:
+            why = f"step {state.step}: loss {metrics['loss']}, gradient norm {metrics['gradient_norm']}"
             fix = "lower `train.lr`, check the data named by `samples_hash`, or set `hardware.precision: fp32`"
-            raise NumericsError(f"{state.bad_in_a_row} steps in a row were not finite", why=text, fix=fix)
+            raise NumericsError(f"{state.bad_in_a_row} steps in a row were not finite", why=why, fix=fix)
 
     # -- looking ----------------------------------------------------------------------------------------------------
     def _validation_due(self) -> bool:
@@ -273,7 +289,7 @@ class Engine:
             if signal.kind == "keep_best":
                 self._keep_best()
             elif signal.kind == "stop":
-                self._stop = signal.reason
+                self.state.stopped = signal.reason  # before the commit of this step, or a restart would train on
                 self._event("stopped_early", signal.reason)
         self.report(progress, metrics)
 
@@ -292,46 +308,67 @@ class Engine:
             save_checkpoint(self._path(self.state.step), saved, self.parameters, memory, techniques)
             prune(self.run.checkpoints, self.train_section.keep, protect=())
         self.parallel.barrier()
-        self._saved = time.monotonic()
+        self._committed, self._saved = self.state.step, time.monotonic()
         self._save_cost = self._saved - begin
 
-    def _path(self, step: int) -> Any:
-        return self.run.checkpoints / f"step-{step:08d}"
+    def _path(self, step: int) -> Path:
+        return self._home / "checkpoints" / f"step-{step:08d}"
 
     def _keep_best(self) -> None:
         self.state.best_step = self.state.step
         if self.parallel.first:
             with self._averaged():
-                save_checkpoint(self.run.path / "best", self.state, self.parameters, {}, {})
+                save_checkpoint(self._home / "best", self.state, self.parameters, {}, {})
 
     def _restore_best(self) -> None:
         if self.state.best_step is not None and self.state.best_step != self.state.step:
             self.parallel.barrier()
-            _, weights, _, _ = load_checkpoint(self.run.path / "best")
+            _, weights, _, _ = load_checkpoint(self._home / "best")
             load_weights(self.parameters, weights)
             self._event("best_restored", f"weights of step {self.state.best_step} restored (last step {self.state.step})")
 
     def resume(self) -> bool:
-        """Continue from the newest checkpoint that verifies; False when there is none."""
-        found = newest_verified(self.run.checkpoints, lambda path, why: self._event("damaged_checkpoint", f"{path.name}: {why}"))
-        if found is None:
+        """Continue from the newest checkpoint that verifies; False when there is none.
+
+        The first process looks and sets damaged ones aside; all read what it found. Raises RecipeError when the data, the
+        model or the recipe is not the one the run was started with.
+        """
+        name = self.parallel.share_text(self._newest() if self.parallel.first else "")
+        if not name:
             return False
-        state, weights, memory, techniques = load_checkpoint(found)
-        changed = sorted(k for k in self.state.identity if state.identity.get(k) != self.state.identity[k])
+        state, weights, memory, techniques = load_checkpoint(self._home / "checkpoints" / name)
+        changed = compare_identity(state.identity, self.state.identity)
         if changed:
-            text = ", ".join(f"{k}: {state.identity.get(k)} -> {self.state.identity[k]}" for k in changed)
-            self._event("identity_changed", f"continuing where results may differ in the last digits: {text}")
+            self._event("identity_changed", f"continuing where results may differ in the last digits: {changed}")
         load_weights(self.parameters, weights)
         restore_optimizer(self.optimizer, self.parameters, memory)
         for index, technique in enumerate(self.techniques):
             technique.load_state(techniques[str(index)])
         self.state = replace(state, identity=self.state.identity)
-        self._stop = state.stopped
+        self._committed = state.step
         if state.token_limit is not None:
             self.horizon = replace(self.horizon, tokens=state.token_limit)
         if self.parallel.first:
             self.run.forget_after(state.step)
         return True
+
+    def _newest(self) -> str:
+        damaged: list[Path] = []
+
+        def note(path: Path, why: str) -> None:
+            self._event("damaged_checkpoint", f"{path.name}: {why}")
+            damaged.append(path)
+
+        found = newest_verified(self.run.checkpoints, note)
+        for path in damaged:
+            set_aside(path)
+        return found.name if found else ""
+
+
+def is_memory_shortage(error: BaseException) -> bool:
+    """Whether an allocator, torch's or the system's, found no room."""
+    typed = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return typed or any(text in str(error).lower() for text in OUT_OF_MEMORY)
 
 
 def load_some(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, Tensor]) -> None:
@@ -339,9 +376,3 @@ def load_some(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, Tens
     with torch.no_grad():
         for name, tensor in weights.items():
             parameters[name].copy_(tensor)
-
-
-def newest_step(run: Run) -> int:
-    """Step of the newest checkpoint, -1 when there is none."""
-    steps = [int(path.name.removeprefix("step-")) for path in run.checkpoints.glob("step-*")]
-    return max(steps, default=-1)

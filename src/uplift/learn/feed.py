@@ -14,7 +14,7 @@ from uplift.learn.parallel import Parallel
 
 
 class Feed:
-    """Ordered, packed training data. ``planned`` is the number of draws of the whole run (it defines progress)."""
+    """Ordered, packed training data. ``tokens`` of one epoch; ``steps_per_epoch`` in file order (about right in any other)."""
 
     def __init__(
         self, corpus: Corpus, encoded: Sequence[Encoded], techniques: Sequence[Technique], seed: int, batch_tokens: int
@@ -29,12 +29,9 @@ class Feed:
             return product
 
         self._order = Order(list(corpus), seed, weight if weighing else None)
+        self.tokens = sum(len(item) for item in encoded)
+        self.steps_per_epoch = len(plan_steps([len(item) for item in encoded], batch_tokens))
         self._cached: tuple[tuple[int, float], list[list[int]]] | None = None
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of one epoch."""
-        return sum(len(item) for item in self.encoded)
 
     def steps(self, epoch: int, planned: float) -> list[list[int]]:
         """The steps of one epoch as lists of sample indices; ``planned`` draws make up the whole run."""
@@ -46,9 +43,7 @@ class Feed:
             self._cached = ((epoch, planned), steps)
         return self._cached[1]
 
-    def micro_batches(
-        self, indices: Sequence[int], micro_tokens: int, parallel: Parallel, progress: Progress
-    ) -> list[Batch]:
+    def micro_batches(self, indices: Sequence[int], micro_tokens: int, parallel: Parallel, progress: Progress) -> list[Batch]:
         """This process's share of a step as packed micro-batches, at least one (weightless when there is nothing to do)."""
         items = [self.encoded[index] for index in indices]
         own = share_of_rank(items, parallel.rank, parallel.world) if parallel.world > 1 else items

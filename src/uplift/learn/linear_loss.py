@@ -49,10 +49,20 @@ class _LinearLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_KD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_K: Tensor, weights_K: Tensor, scale: float
+        ctx: Any,
+        hidden_KD: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        targets_K: Tensor,
+        weights_K: Tensor,
+        scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         want_hidden, want_weight, want_bias = ctx.needs_input_grad[:3]
-        compute = torch.get_autocast_dtype(hidden_KD.device.type) if torch.is_autocast_enabled(hidden_KD.device.type) else hidden_KD.dtype
+        compute = (
+            torch.get_autocast_dtype(hidden_KD.device.type)
+            if torch.is_autocast_enabled(hidden_KD.device.type)
+            else hidden_KD.dtype
+        )
         with torch.autocast(hidden_KD.device.type, enabled=False):
             h, w = hidden_KD.to(compute), weight_VD.to(compute)
             b = None if bias_V is None else bias_V.to(compute)

@@ -63,7 +63,9 @@ def apply_groups(model: LanguageModel, settings: Mapping[str, Settings]) -> dict
         if settings[name].trainable:
             trainable[name] = parameter
     if not trainable:
-        raise RecipeError("nothing is left to train", why="every parameter is frozen", fix="free some, or set `train: {steps: 0}`")
+        raise RecipeError(
+            "nothing is left to train", why="every parameter is frozen", fix="free some, or set `train: {steps: 0}`"
+        )
     return trainable
 
 

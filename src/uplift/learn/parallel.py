@@ -60,6 +60,17 @@ class Parallel:
         """Whether any process says yes; all get the same answer."""
         return self.sum([float(flag)])[0] > 0
 
+    def share_text(self, text: str) -> str:
+        """The first process's text, known to all afterwards."""
+        if self.world == 1:
+            return text
+        content = text.encode() if self.first else b""
+        size = int(self.sum([float(len(content))])[0])
+        device = self.device if self.device.type != "mps" else torch.device("cpu")
+        row = torch.tensor(list(content) or [0] * size, dtype=torch.uint8, device=device)
+        dist.broadcast(row, 0)
+        return bytes(row.tolist()).decode()
+
     def barrier(self) -> None:
         """Wait for all processes."""
         if self.world > 1:
@@ -79,7 +90,9 @@ def pick_device(asked: str) -> torch.device:
         return found or torch.device("cpu")
     if asked != "cpu" and (found is None or found.type != asked):
         have = found.type if found else "no accelerator"
-        raise ResourceError(f"device `{asked}` is not here", where="hardware.device", why=f"torch sees {have}", fix="use `auto` or `cpu`")
+        raise ResourceError(
+            f"device `{asked}` is not here", where="hardware.device", why=f"torch sees {have}", fix="use `auto` or `cpu`"
+        )
     return torch.device(asked)
 
 

@@ -37,7 +37,8 @@ def check_space(engine: Engine) -> int:
 def check_longest(engine: Engine) -> None:
     """One forward and backward of the longest samples; most memory failures of hour 10 happen here instead."""
     order = sorted(range(len(engine.feed.encoded)), key=lambda i: -len(engine.feed.encoded[i]))
-    chosen, room = [], engine.state.micro_tokens
+    chosen: list[int] = []
+    room = engine.state.micro_tokens
     for index in order:
         if chosen and len(engine.feed.encoded[index]) > room:
             break
@@ -54,9 +55,11 @@ def check_round_trip(engine: Engine) -> None:
     _, weights, _, _ = load_checkpoint(engine.run.checkpoints / "step-00000000")
     for name, parameter in engine.parameters.items():
         if not torch.isfinite(parameter).all():
-            raise NumericsError(f"`{name}` holds a number that is not finite before training", fix="use undamaged model files")
+            raise NumericsError(f"`{name}` holds a number that is not finite before training", fix="use undamaged files")
         if not torch.equal(weights[name], parameter.detach().cpu()):
-            raise NumericsError(f"`{name}` changed between saving and loading a checkpoint", fix="check memory and disk of this machine")
+            raise NumericsError(
+                f"`{name}` changed between saving and loading a checkpoint", fix="check this machine's memory and disk"
+            )
 
 
 def measure_rate(engine: Engine) -> Rate:
@@ -83,7 +86,8 @@ def fit_to_seconds(engine: Engine, rate: Rate, seconds: float) -> None:
         begin = time.monotonic()
         engine.validate()
         engine.state.validations = 0
-        validation = (time.monotonic() - begin) * 10
+        # Shared, or each process would fit another limit to its own clock and they would end at different steps.
+        validation = engine.parallel.sum([time.monotonic() - begin])[0] / engine.parallel.world * 10
     room = max(seconds * RESERVE - validation, seconds * 0.5)
     per_token, epoch = rate.first, engine.feed.tokens
     tokens = room / per_token
@@ -101,9 +105,8 @@ def preflight(engine: Engine, seconds: float | None) -> Rate:
     check_longest(engine)
     rate = measure_rate(engine)
     if seconds is not None:
-        per_token = engine.parallel.sum([rate.first, rate.again])
-        world = engine.parallel.world
-        fit_to_seconds(engine, Rate(per_token[0] / world**2, per_token[1] / world**2), seconds)
+        # Each process timed its share of the same tokens, so the mean is the time of a token of the whole step.
+        first, again = (value / engine.parallel.world for value in engine.parallel.sum([rate.first, rate.again]))
+        fit_to_seconds(engine, Rate(first, again), seconds)
     check_round_trip(engine)
     return rate
-

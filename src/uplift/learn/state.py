@@ -8,6 +8,7 @@ A checkpoint is a folder of plain files, written under the commit protocol of ``
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from uplift.core.errors import RecipeError
+from uplift.core.errors import NumericsError, RecipeError
 from uplift.core.storage import commit_directory, verify_directory, write_atomically
 
 TENSOR = "__tensor__"
@@ -43,6 +44,24 @@ class RunState:
     identity: dict[str, str] = field(default_factory=dict)
 
 
+MAY_CHANGE = frozenset({"llm-uplift", "torch", "transformers", "peft", "device", "precision", "threads", "processes"})
+"""Parts of the identity that a run may continue without: they move the last digits. All others make it another run."""
+
+
+def compare_identity(saved: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """What changed since the checkpoint, in words; empty when nothing did. Raises RecipeError for what a run cannot survive."""
+    changed = [key for key in sorted(saved.keys() | now.keys()) if saved.get(key) != now.get(key)]
+    listed = {key: f"{key}: {saved.get(key)} -> {now.get(key)}" for key in changed}
+    refused = [listed[key] for key in changed if key not in MAY_CHANGE]
+    if refused:
+        raise RecipeError(
+            "this run cannot be continued: what it was started with has changed",
+            why="; ".join(refused),
+            fix="bring the old data and model back, or choose another `output_dir` to start anew",
+        )
+    return ", ".join(listed.values())
+
+
 def _flatten(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         tensors[path] = value.detach().contiguous().cpu().clone()
@@ -66,26 +85,36 @@ def _unflatten(value: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 def optimizer_memory(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]) -> dict[str, Any]:
     """The optimizer's per-parameter state under parameter names (never under positions)."""
-    return {names[parameter]: dict(state) for parameter, state in optimizer.state.items()}
+    return {
+        names[parameter]: dict(state) for parameter, state in optimizer.state.items() if isinstance(parameter, nn.Parameter)
+    }
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], memory: Mapping[str, Any]) -> None:
-    """Put saved moments back. Raises RecipeError when a parameter's memory is missing or strange."""
-    if memory and set(memory) != set(parameters):
-        odd = sorted(set(memory) ^ set(parameters))[:3]
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], memory: Mapping[str, Any]
+) -> None:
+    """Put saved moments back; a parameter that never had a gradient has none. Raises RecipeError for unknown parameters."""
+    if not set(memory) <= set(parameters):
+        odd = sorted(set(memory) - set(parameters))[:3]
         raise RecipeError(f"the checkpoint's optimizer memory does not fit this model: {odd}", fix="use another output_dir")
     for name, state in memory.items():
         parameter = parameters[name]
         optimizer.state[parameter] = {
-            key: value.to(parameter.device) if isinstance(value, Tensor) else value
-            for key, value in state.items()
+            key: value.to(parameter.device) if isinstance(value, Tensor) else value for key, value in state.items()
         }
 
 
 def save_checkpoint(
     target: Path, state: RunState, weights: Mapping[str, Tensor], memory: Mapping[str, Any], techniques: Mapping[str, Any]
 ) -> None:
-    """Commit one checkpoint folder; it exists whole or not at all."""
+    """Commit one checkpoint folder; it exists whole or not at all. Raises NumericsError for weights that are not finite."""
+    for name, tensor in weights.items():
+        if not torch.isfinite(tensor).all():
+            raise NumericsError(
+                f"`{name}` holds a number that is not finite after step {state.step}: not saved",
+                why="a damaged memory cell or an update that overflowed",
+                fix="run the same command again: it continues from the last good checkpoint; if it returns, lower `train.lr`",
+            )
     tensors: dict[str, Tensor] = {}
     tree = {
         "state": asdict(state),
@@ -100,6 +129,14 @@ def save_checkpoint(
         write_atomically(directory / "state.json", json.dumps(tree, sort_keys=True))
 
     commit_directory(target, write, {"step": state.step, **state.identity})
+
+
+def set_aside(checkpoint: Path) -> None:
+    """Take a damaged checkpoint out of the sequence, so that its step can be committed again; it is kept for a look."""
+    kept = checkpoint.with_name(f"damaged-{checkpoint.name}")
+    if kept.is_dir():
+        shutil.rmtree(kept)
+    checkpoint.rename(kept)
 
 
 def load_checkpoint(path: Path) -> tuple[RunState, dict[str, Tensor], dict[str, Any], dict[str, Any]]:

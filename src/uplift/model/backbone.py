@@ -28,7 +28,7 @@ class Layout:
     """What is known of a model's structure. ``layers`` is the dotted path of its list of blocks inside the backbone.
 
     ``packed``: documents may share a row; else they are padded. ``offset``: first position (RoBERTa counts from 2).
-    ``tuple_size``: values a block returns (0: a tensor). ``longest``: tokens that learned positions allow, None without a limit.
+    ``tuple_size``: values a block returns (0: a tensor). ``longest``: tokens that learned positions allow, None: no limit.
     ``arguments``: what the backbone's forward takes.
     """
 

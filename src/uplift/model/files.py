@@ -39,7 +39,9 @@ FORBIDDEN_KEYS = {
     "auto_mapping": "it makes PEFT import a module by name",
     "quantization_config": "weights in a quantizer's own format cannot be trained exactly",
 }
-IMPLEMENTATION = re.compile(r"_?(attn|attention|experts|kernel|kernels)_implementation(_internal|_autoset)?$|^use_kernels$|^kernel_config$")
+IMPLEMENTATION = re.compile(
+    r"_?(attn|attention|experts|kernel|kernels)_implementation(_internal|_autoset)?$|^use_kernels$|^kernel_config$"
+)
 CODE_REASON = "it can make the library download and run a kernel"
 MAX_JSON = 256 * 2**20
 MAX_HEADER = 100 * 2**20
@@ -172,7 +174,10 @@ def check_safetensors(path: Path) -> None:
         _judge_header(*_read_header(path))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         raise ModelError(
-            "the file is not sound safetensors", where=Place(file=str(path)), why=str(error) or repr(error), fix="get the file again"
+            "the file is not sound safetensors",
+            where=Place(file=str(path)),
+            why=str(error) or repr(error),
+            fix="get the file again",
         ) from None
 
 

@@ -5,7 +5,10 @@ Values are ``scale * code + offset`` in up to 16 bits of mantissa, so bf16 or fp
 
 from __future__ import annotations
 
+import contextlib
+import io
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -58,8 +61,13 @@ def _is_current(folder: Path, meta: dict[str, object]) -> bool:
 
 def _convert(path: Path, target: Path) -> None:
     """Write ``target`` as plain safetensors with the tokenizer and chat template of the GGUF file."""
-    source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name, "local_files_only": True}
-    quantized = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    source: dict[str, Any] = {
+        "pretrained_model_name_or_path": str(path.parent),
+        "gguf_file": path.name,
+        "local_files_only": True,
+    }
+    with contextlib.redirect_stderr(io.StringIO()):  # its progress bar covers a tenth of the work
+        quantized = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     settings = quantized.config.to_dict()
     settings.pop("quantization_config", None)  # transformers refuses to save a model that has been quantized
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)

@@ -11,7 +11,15 @@ from transformers import PreTrainedTokenizerBase
 
 from uplift.core.storage import file_sha256
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+)
 
 
 def hash_of_file(path: Path) -> str:
@@ -32,7 +40,7 @@ def hash_of_files(paths: Sequence[Path]) -> str:
 
 
 def identity_of(name: str, weights: Sequence[Path], folder: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """What names a model: ``model``, ``weights_sha256``, ``tokenizer_sha256``, ``template_sha256`` (empty without a template)."""
+    """What names a model: ``model``, ``weights_sha256``, ``tokenizer_sha256``, ``template_sha256`` (empty without)."""
     template = str(tokenizer.chat_template or "")
     files = [folder / file for file in TOKENIZER_FILES if (folder / file).is_file()]
     return {

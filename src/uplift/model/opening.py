@@ -105,6 +105,13 @@ def open_model(
         return _with_adapter(model, located.folder / ADAPTER)
 
 
+def model_kind(spec: Model, base_dir: Path) -> Kind:
+    """Whether a recipe's model is a decoder or an encoder, without reading its weights. Raises as ``open_model`` does."""
+    with _quiet():
+        folder = locate(spec, base_dir).folder
+        return kind_of(_configuration(folder), folder)
+
+
 def resolve_model(text: str, base_dir: Path = Path()) -> Model:
     """What a user means by ``text``: a run folder, a model folder, a GGUF file, a packaged model, or a hub id.
 
@@ -155,7 +162,9 @@ def _hf_folder(spec: HfModel, base_dir: Path) -> Path:
             raise ModelError("this is an adapter without its base model", where=Place(file=str(path)), fix=fix)
         raise ModelError("the folder has no config.json", where=Place(file=str(path)), fix="give a transformers model folder")
     if not HUB_ID.fullmatch(spec.id):
-        raise ModelError(f"there is no folder `{spec.id}`", where=where, fix="check the path, or give a hub id like `owner/name`")
+        raise ModelError(
+            f"there is no folder `{spec.id}`", where=where, fix="check the path, or give a hub id like `owner/name`"
+        )
     return _download(spec)
 
 
@@ -218,7 +227,8 @@ def _check_vocabulary(pretrained: PreTrainedModel, tokenizer: PreTrainedTokenize
 
 
 def _saved_labels(config: PreTrainedConfig) -> tuple[str, ...]:
-    return tuple(str(config.id2label[index]) for index in sorted(config.id2label))
+    names = cast(dict[int, str], config.id2label or {})
+    return tuple(str(names[index]) for index in sorted(names))
 
 
 # -- weights -----------------------------------------------------------------------------------------------------------
@@ -294,7 +304,9 @@ def _unreadable(path: Path, error: Exception, what: str = "the configuration") -
     if isinstance(error, MemoryError):
         return ResourceError(f"{what} does not fit into memory", where=Place(file=str(path)), fix="use a smaller model")
     why = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return ModelError(f"{what} cannot be opened", where=Place(file=str(path)), why=why, fix="get the model again, or use another")
+    return ModelError(
+        f"{what} cannot be opened", where=Place(file=str(path)), why=why, fix="get the model again, or use another"
+    )
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 
 from uplift.core.errors import DataError
 from uplift.core.values import Sample
+from uplift.data.formats import content_text
 from uplift.evaluate.metrics import negative_log_likelihood
 from uplift.evaluate.statistics import Floats
 from uplift.evaluate.tasks import Measured, measure_labels
@@ -37,17 +38,9 @@ class Baseline:
     note: str
 
 
-def text_of(sample: Sample) -> str:
-    """The text that the label belongs to: the plain text, else the last question."""
-    if sample.text is not None:
-        return sample.text
-    questions = [message.content for message in sample.messages if message.role == "user"]
-    return questions[-1] if questions else ""
-
-
 def _arrays(samples: Sequence[Sample]) -> tuple[list[str], NDArray[np.int64]]:
     labelled = [sample for sample in samples if sample.label is not None]
-    return [text_of(sample) for sample in labelled], np.array([sample.label for sample in labelled], dtype=np.int64)
+    return [content_text(sample) for sample in labelled], np.array([sample.label for sample in labelled], dtype=np.int64)
 
 
 def tfidf(

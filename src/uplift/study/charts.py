@@ -1,10 +1,11 @@
-"""The charts of the reports as inline SVG, drawn by Vega-Lite without a browser.
+"""The charts of the reports as inline SVG, drawn from Vega-Lite specifications without a browser.
 
 Colours are placeholders from ``INKS``: the page's stylesheet gives each its value for light and dark schemes.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import re
@@ -12,24 +13,45 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import altair as alt
 import vl_convert
 
 from uplift.core.report import Arm, CalibrationBin, Curve, Number
 from uplift.study.markup import Html, element, text
-from uplift.study.wording import is_share, show_metric_name, show_seconds
+from uplift.study.wording import is_share, show_metric_name, show_score, show_seconds
 
+Spec = dict[str, Any]
+VEGA_LITE = "6.4"
 INKS: Mapping[str, str] = {
     "ink": "#1c2127",
     "muted": "#5b6470",
     "line": "#dcdfe3",
     "accent": "#0b6e75",
     "soft": "#8a939e",
-    "warm": "#b4541f",
 }
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 LABEL_SIZE = 12
-_numbers = itertools.count()
+LETTER = 6.8
+"""Mean width of a letter at ``LABEL_SIZE`` in pixels."""
+TIMES = (0.1, 0.3, 1, 3, 10, 30, 60, 180, 600, 1800, 3600, 10_800, 36_000, 108_000, 360_000)
+TIME_LABEL = (
+    "datum.value < 60 ? datum.value + ' s' : "
+    "datum.value < 3600 ? round(datum.value / 6) / 10 + ' min' : round(datum.value / 360) / 10 + ' h'"
+)
+
+
+PER_CENT = "format(100 * datum.value, '.3~r') + ' %'"
+
+
+@dataclass(frozen=True)
+class _Point:
+    """One arm in the cost chart: seconds (above 0), score with its interval ends, whether it is the recommended one."""
+
+    name: str
+    seconds: float
+    score: float
+    low: float
+    high: float
+    chosen: bool
 
 
 @dataclass(frozen=True)
@@ -40,72 +62,62 @@ class _Frame:
     height: int
     x: tuple[float, float]
     y: tuple[float, float]
-    log: bool = False
+    log: bool
 
     def place(self, x: float, y: float) -> tuple[float, float]:
-        """Pixel of a data point, from the top left."""
-        low, high, at = (*(math.log(end) for end in self.x), math.log(x)) if self.log else (*self.x, x)
-        across = (at - low) / (high - low)
+        """Pixel of a data point, counted from the top left."""
+        low, high, at = (math.log(self.x[0]), math.log(self.x[1]), math.log(x)) if self.log else (*self.x, x)
         up = (y - self.y[0]) / (self.y[1] - self.y[0])
-        return across * self.width, (1 - up) * self.height
+        return (at - low) / (high - low) * self.width, (1 - up) * self.height
+
+
+@dataclass(frozen=True)
+class _Label:
+    """Where a name stands: offset in pixels from its point, and on which side."""
+
+    point: _Point
+    dx: int
+    dy: int
+    align: str
 
 
 def score_against_cost(arms: Sequence[Arm], metric: str, recommended: str | None) -> Html | None:
-    """Score with its interval against training + evaluation time, one point per arm; None when fewer than two arms have both."""
-    rows = []
-    for arm in arms:
-        if arm.score is None or arm.score.value is None or arm.cost is None:
-            continue
-        seconds = (arm.cost.seconds or 0) + (arm.cost.evaluation_seconds or 0)
-        low, high = (arm.score.value if end is None else end for end in (arm.score.low, arm.score.high))
-        rows.append({"name": arm.name, "seconds": max(seconds, 0.05), "score": arm.score.value, "low": low, "high": high})
-    if len(rows) < 2:
+    """Score with its interval against training + evaluation time, a point per arm; None when fewer than two have both."""
+    points = [point for arm in arms if (point := _point(arm, arm.name == recommended)) is not None]
+    if len(points) < 2:
         return None
-    frame = _cost_frame(rows)
-    for row in rows:
-        row["chosen"] = row["name"] == recommended
-    label_rows = _spread_labels(rows, frame)
+    frame = _cost_frame(points)
     x, y = _cost_axes(frame, metric)
-    colour = alt.condition("datum.chosen", alt.value(INKS["accent"]), alt.value(INKS["muted"]))
-    base = alt.Chart(_data(rows))
-    bars = base.mark_rule(strokeWidth=2, opacity=0.55).encode(x=x, y=y, y2="high:Q", color=colour)
-    points = base.mark_point(filled=True, size=95, opacity=1).encode(
-        x=x, y=alt.Y("score:Q", axis=y.axis, scale=y.scale), color=colour
-    )
-    labels = [
-        alt.Chart(_data([row]))
-        .mark_text(
-            dx=row["dx"], dy=row["dy"], align=row["align"], fontSize=LABEL_SIZE, fontWeight=600 if row["chosen"] else 400
-        )
-        .encode(
-            x=x,
-            y=alt.Y("score:Q", axis=y.axis, scale=y.scale),
-            text="name:N",
-            color=alt.value(INKS["accent" if row["chosen"] else "ink"]),
-        )
-        for row in label_rows
+    colour = {"condition": {"test": "datum.chosen", "value": INKS["accent"]}, "value": INKS["muted"]}
+    rows = [vars(point) for point in points]
+    layers = [
+        _layer(rows, {"type": "rule", "strokeWidth": 2, "opacity": 0.5}, x=x, y=y("low"), y2={"field": "high"}, color=colour),
+        _layer(rows, {"type": "point", "filled": True, "size": 95, "opacity": 1}, x=x, y=y("score"), color=colour),
+        *(_name_layer(label, x, y("score")) for label in _spread_labels(points, frame)),
     ]
-    chart = alt.layer(bars, points, *labels).properties(width=frame.width, height=frame.height)
-    spoken = "; ".join(f"{row['name']} {_shown(metric, row['score'])} in {show_seconds(row['seconds'])}" for row in rows)
-    return _svg(chart, f"{show_metric_name(metric)} against time", f"Each arm's {show_metric_name(metric)} and time: {spoken}.")
+    name = show_metric_name(metric)
+    spoken = "; ".join(f"{point.name} {show_score(metric, point.score)} in {show_seconds(point.seconds)}" for point in points)
+    spec = {"width": frame.width, "height": frame.height, "layer": layers}
+    return _svg(spec, f"{name} against time", f"{name} and time of each arm: {spoken}.")
 
 
-def training_curves(arm_name: str, curves: Sequence[Curve], width: int = 300, height: int = 150) -> Html | None:
-    """Training and validation loss by step; None when there is neither."""
-    by_name = {curve.name: curve for curve in curves}
+def training_curves(name: str, curves: Sequence[Curve], width: int = 300, height: int = 150) -> Html | None:
+    """Training and validation loss by optimizer step; None when there is neither."""
+    shown = {curve.name: curve for curve in curves if any(value is not None for value in curve.values)}
     layers = []
-    for name, mark in (("loss", _training_line), ("validation_loss", _validation_line)):
-        if name in by_name and any(value is not None for value in by_name[name].values):
-            layers.append(mark(by_name[name]))
+    if "loss" in shown:
+        layers.append(_curve_layer(shown["loss"], {"strokeWidth": 1.4, "color": INKS["soft"]}))
+    if "validation_loss" in shown:
+        dots = {"filled": True, "fill": INKS["accent"], "size": 26}
+        layers.append(_curve_layer(shown["validation_loss"], {"strokeWidth": 2.2, "color": INKS["accent"], "point": dots}))
     if not layers:
         return None
-    chart = alt.layer(*layers).properties(width=width, height=height)
-    ends = "; ".join(
-        f"{show_metric_name(name)} goes from {_first(curve.values):.3f} to {_first(curve.values[::-1]):.3f}"
-        for name, curve in by_name.items()
-        if name in ("loss", "validation_loss") and any(value is not None for value in curve.values)
+    spoken = "; ".join(
+        f"{show_metric_name(one)} goes from {_first(shown[one].values):.3f} to {_first(shown[one].values[::-1]):.3f}"
+        for one in ("loss", "validation_loss")
+        if one in shown
     )
-    return _svg(chart, f"Loss of {arm_name}", f"By optimizer step: {ends}.")
+    return _svg({"width": width, "height": height, "layer": layers}, f"Loss of {name}", f"By optimizer step: {spoken}.")
 
 
 def calibration_chart(bins: Sequence[CalibrationBin]) -> Html | None:
@@ -117,114 +129,131 @@ def calibration_chart(bins: Sequence[CalibrationBin]) -> Html | None:
     ]
     if not rows:
         return None
-    start = min(0.5, *(min(row["confidence"], row["accuracy"]) for row in rows))
-    scale = alt.Scale(domain=[math.floor(start * 10) / 10, 1], nice=False)
-    x = alt.X("confidence:Q", scale=scale, axis=alt.Axis(title="stated confidence", format=".0%", tickCount=5))
-    y = alt.Y("accuracy:Q", scale=scale, axis=alt.Axis(title="how often right", format=".0%", tickCount=5))
-    ends = [{"confidence": end, "accuracy": end} for end in (start, 1)]
-    diagonal = alt.Chart(_data(ends)).mark_line(strokeDash=[4, 4], strokeWidth=1.5, color=INKS["soft"]).encode(x=x, y=y)
-    line = alt.Chart(_data(rows)).mark_line(strokeWidth=2, color=INKS["accent"]).encode(x=x, y=y)
-    size = alt.Size("count:Q", scale=alt.Scale(range=[30, 220]), legend=None)
-    points = alt.Chart(_data(rows)).mark_point(filled=True, opacity=1, color=INKS["accent"]).encode(x=x, y=y, size=size)
-    chart = alt.layer(diagonal, line, points).properties(width=300, height=240)
+    start = math.floor(10 * min(0.5, *(float(row[key] or 0) for row in rows for key in ("confidence", "accuracy")))) / 10
+    scale = {"domain": [start, 1], "nice": False}
+    x = _quantity("confidence", scale, title="stated confidence", labelExpr=PER_CENT, tickCount=5)
+    y = _quantity("accuracy", scale, title="how often right", labelExpr=PER_CENT, tickCount=5)
+    honest = [{"confidence": end, "accuracy": end} for end in (start, 1)]
+    size = {"field": "count", "type": "quantitative", "scale": {"range": [30, 220]}, "legend": None}
+    layers = [
+        _layer(honest, {"type": "line", "strokeDash": [4, 4], "strokeWidth": 1.5, "color": INKS["soft"]}, x=x, y=y),
+        _layer(rows, {"type": "line", "strokeWidth": 2, "color": INKS["accent"]}, x=x, y=y),
+        _layer(rows, {"type": "point", "filled": True, "opacity": 1, "color": INKS["accent"]}, x=x, y=y, size=size),
+    ]
     spoken = "; ".join(f"{row['confidence']:.0%} stated, {row['accuracy']:.0%} right, {row['count']} rows" for row in rows)
-    return _svg(chart, "Calibration", f"On the dashed line confidence is honest. {spoken}.")
+    spec = {"width": 320, "height": 250, "layer": layers}
+    return _svg(spec, "Calibration", f"On the dashed line stated confidence is honest. {spoken}.")
 
 
 # -- parts -------------------------------------------------------------------------------------------------------------
-def _data(rows: Sequence[Mapping[str, Any]]) -> alt.Data:
-    return alt.Data(values=[dict(row) for row in rows])
+def _layer(rows: Sequence[Mapping[str, Any]], mark: Spec, **encoding: Spec) -> Spec:
+    return {"data": {"values": [dict(row) for row in rows]}, "mark": mark, "encoding": encoding}
 
 
-def _cost_frame(rows: Sequence[Mapping[str, Any]]) -> _Frame:
-    shortest, longest = min(row["seconds"] for row in rows), max(row["seconds"] for row in rows)
+def _quantity(field: str, scale: Spec, **axis: Any) -> Spec:
+    return {"field": field, "type": "quantitative", "scale": scale, "axis": axis}
+
+
+def _point(arm: Arm, chosen: bool) -> _Point | None:
+    if arm.score is None or arm.score.value is None or arm.cost is None:
+        return None
+    value = arm.score.value
+    low, high = (value if end is None else end for end in (arm.score.low, arm.score.high))
+    seconds = max((arm.cost.seconds or 0) + (arm.cost.evaluation_seconds or 0), 0.05)
+    return _Point(arm.name, seconds, value, low, high, chosen)
+
+
+def _cost_frame(points: Sequence[_Point]) -> _Frame:
+    shortest, longest = min(point.seconds for point in points), max(point.seconds for point in points)
     log = longest > 20 * shortest
     x = (shortest / 1.8, longest * 1.8) if log else (0.0, longest * 1.12)
-    low, high = min(row["low"] for row in rows), max(row["high"] for row in rows)
+    low, high = min(point.low for point in points), max(point.high for point in points)
     margin = (high - low) * 0.08 or 0.01
     return _Frame(620, 330, x, (low - margin, high + margin), log)
 
 
-def _cost_axes(frame: _Frame, metric: str) -> tuple[alt.X, alt.Y]:
-    ticks = [
-        tick
-        for tick in (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000)
-        if frame.x[0] <= tick <= frame.x[1]
-    ]
-    steps = "datum.value < 60 ? datum.value + ' s' : datum.value < 3600 ? round(datum.value / 6) / 10 + ' min' : round(datum.value / 360) / 10 + ' h'"
-    across = alt.Scale(type="log" if frame.log else "linear", domain=list(frame.x), nice=False)
-    title = "training + evaluation time" + (" (logarithmic)" if frame.log else "")
-    axis = alt.Axis(title=title, labelExpr=steps, grid=False, **({"values": ticks} if frame.log else {"tickCount": 6}))
-    up = alt.Scale(domain=list(frame.y), nice=False, zero=False)
-    label = alt.Axis(title=show_metric_name(metric), format=".0%" if is_share(metric) else ".3~f", tickCount=6)
-    return alt.X("seconds:Q", scale=across, axis=axis), alt.Y("low:Q", scale=up, axis=label)
+def _cost_axes(frame: _Frame, metric: str) -> tuple[Spec, Any]:
+    """The x encoding, and a function that gives the y encoding of a field."""
+    scale = {"type": "log" if frame.log else "linear", "domain": list(frame.x), "nice": False}
+    ticks: Spec = {"values": [tick for tick in TIMES if frame.x[0] <= tick <= frame.x[1]]} if frame.log else {"tickCount": 6}
+    title = "training and evaluation time" + (" (logarithmic)" if frame.log else "")
+    x = _quantity("seconds", scale, title=title, labelExpr=TIME_LABEL, grid=False, **ticks)
+    up = {"domain": list(frame.y), "nice": False, "zero": False}
+    shown: Spec = {"labelExpr": PER_CENT} if is_share(metric) else {"format": ".3~f"}
+
+    def y(field: str) -> Spec:
+        return _quantity(field, up, title=show_metric_name(metric), tickCount=6, **shown)
+
+    return x, y
 
 
-def _spread_labels(rows: Sequence[Mapping[str, Any]], frame: _Frame) -> list[dict[str, Any]]:
-    """Each row with an offset (``dx``, ``dy``, ``align``) at which its name covers no point, interval or earlier name."""
-    boxes: list[tuple[float, float, float, float]] = []
-    for row in rows:
-        x, _ = frame.place(row["seconds"], row["score"])
-        boxes.append((x - 6, frame.place(row["seconds"], row["high"])[1], x + 6, frame.place(row["seconds"], row["low"])[1]))
-    placed = []
-    for row in sorted(rows, key=lambda row: (not row["chosen"], -row["score"])):
-        x, y = frame.place(row["seconds"], row["score"])
-        width = 6.6 * len(row["name"])
-        options = []
-        for distance, (dy, right) in enumerate(itertools.product((0, -14, 14, -26, 26, -40, 40), (True, False))):
+def _name_layer(label: _Label, x: Spec, y: Spec) -> Spec:
+    weight, ink = (600, "accent") if label.point.chosen else (400, "ink")
+    mark = {"type": "text", "dx": label.dx, "dy": label.dy, "align": label.align, "fontSize": LABEL_SIZE, "fontWeight": weight}
+    return _layer([vars(label.point)], {**mark, "color": INKS[ink]}, x=x, y=y, text={"field": "name"})
+
+
+def _spread_labels(points: Sequence[_Point], frame: _Frame) -> list[_Label]:
+    """Names placed so that they cover no point, interval or earlier name, if there is room."""
+    boxes = []
+    for point in points:
+        x, top = frame.place(point.seconds, point.high)
+        boxes.append((x - 6, top, x + 6, frame.place(point.seconds, point.low)[1]))
+    labels = []
+    for point in sorted(points, key=lambda point: (not point.chosen, -point.score)):
+        x, y = frame.place(point.seconds, point.score)
+        width, options = LETTER * len(point.name), []
+        for distance, (dy, right) in enumerate(itertools.product((0, -14, 14, -26, 26, -40, 40, -54, 54), (True, False))):
             left = x + 11 if right else x - 11 - width
             box = (left, y + dy - 8, left + width, y + dy + 8)
-            outside = max(0.0, -box[0]) + max(0.0, box[2] - frame.width)
+            outside = max(0.0, -box[0]) + max(0.0, box[2] - frame.width) + max(0.0, -box[1]) + max(0.0, box[3] - frame.height)
             options.append((sum(_overlap(box, other) for other in boxes) + 20 * outside + distance, dy, right, box))
         _, dy, right, box = min(options)
         boxes.append(box)
-        placed.append({**row, "dx": 11 if right else -11, "dy": dy, "align": "left" if right else "right"})
-    return placed
+        labels.append(_Label(point, 11 if right else -11, dy, "left" if right else "right"))
+    return labels
 
 
-def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> float:
+def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> float:
     """Shared area of two boxes (left, top, right, bottom) in square pixels."""
     wide, high = min(one[2], other[2]) - max(one[0], other[0]), min(one[3], other[3]) - max(one[1], other[1])
     return wide * high if wide > 0 and high > 0 else 0.0
 
 
-def _curve_rows(curve: Curve) -> alt.Data:
-    return _data([{"step": step, "value": value} for step, value in zip(curve.steps, curve.values, strict=True)])
-
-
-def _loss_axes() -> dict[str, Any]:
-    y = alt.Y("value:Q", scale=alt.Scale(zero=False), axis=alt.Axis(title=None, tickCount=4))
-    return {"x": alt.X("step:Q", axis=alt.Axis(title="step", tickCount=5, grid=False), scale=alt.Scale(nice=False)), "y": y}
-
-
-def _training_line(curve: Curve) -> alt.Chart:
-    return (
-        alt.Chart(_curve_rows(curve))
-        .mark_line(strokeWidth=1.4, color=INKS["soft"], invalid="break-paths-show-domains")
-        .encode(**_loss_axes())
-    )
-
-
-def _validation_line(curve: Curve) -> alt.Chart:
-    point = {"filled": True, "fill": INKS["accent"], "size": 26}
-    mark = alt.Chart(_curve_rows(curve)).mark_line(
-        strokeWidth=2.2, color=INKS["accent"], point=point, invalid="break-paths-show-domains"
-    )
-    return mark.encode(**_loss_axes())
+def _curve_layer(curve: Curve, style: Spec) -> Spec:
+    rows = [{"step": step, "value": value} for step, value in zip(curve.steps, curve.values, strict=True)]
+    x = _quantity("step", {"nice": False}, title="step", tickCount=5, grid=False)
+    y = _quantity("value", {"zero": False}, title=None, tickCount=4)
+    return _layer(rows, {"type": "line", "invalid": "break-paths-show-domains", **style}, x=x, y=y)
 
 
 def _first(values: Sequence[Number]) -> float:
     return next(value for value in values if value is not None)
 
 
-def _shown(metric: str, value: float) -> str:
-    return f"{value:.1%}" if is_share(metric) else f"{value:.3f}"
-
-
-def _svg(chart: alt.LayerChart, title: str, description: str) -> Html:
+def _svg(spec: Spec, title: str, description: str) -> Html:
     """The chart as an SVG element that scales with its column, described for people who do not see it."""
-    spec = chart.configure(aria=False, background="transparent", font=FONT).configure_view(stroke=None).to_dict()
-    spec["config"]["axis"] = {
+    drawn = vl_convert.vegalite_to_svg({**spec, "config": CONFIG}, vl_version=VEGA_LITE)
+    number = hashlib.blake2b(drawn.encode(), digest_size=5).hexdigest()
+    size = re.search(r'width="([\d.]+)" height="([\d.]+)"', drawn)
+    width, height = (float(part) for part in size.groups()) if size else (600.0, 400.0)
+    # Several charts share one page: their clip paths must not share names.
+    body = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>c{number}-", drawn[drawn.index(">") + 1 : drawn.rindex("</svg>")])
+    ids = (f"chart-{number}-title", f"chart-{number}-text")
+    described = element("title", title, id=ids[0]) + element("desc", description, id=ids[1])
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" class="chart" viewBox="0 0 {width:g} {height:g}" '
+        f'style="max-width:{width:g}px" aria-labelledby="{text(" ".join(ids))}">'
+    )
+    return Html(f"{head}{described}{body}</svg>")
+
+
+CONFIG: Spec = {
+    "aria": False,
+    "background": "transparent",
+    "font": FONT,
+    "view": {"stroke": None},
+    "axis": {
         "labelColor": INKS["muted"],
         "titleColor": INKS["muted"],
         "tickColor": INKS["line"],
@@ -236,16 +265,5 @@ def _svg(chart: alt.LayerChart, title: str, description: str) -> Html:
         "titlePadding": 10,
         "labelPadding": 6,
         "tickSize": 4,
-    }
-    drawn = vl_convert.vegalite_to_svg(spec, vl_version="6.4")
-    number = next(_numbers)
-    size = re.search(r'width="([\d.]+)" height="([\d.]+)"', drawn)
-    width, height = (float(part) for part in size.groups()) if size else (600.0, 400.0)
-    # Several charts share one page: their clip paths must not share names.
-    body = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>c{number}-", drawn[drawn.index(">") + 1 : drawn.rindex("</svg>")])
-    described = element("title", title, id=f"chart-{number}-title") + element("desc", description, id=f"chart-{number}-text")
-    head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" class="chart" viewBox="0 0 {width:g} {height:g}" '
-        f'style="max-width:{width:g}px" aria-labelledby="{text(f"chart-{number}-title chart-{number}-text")}">'
-    )
-    return Html(f"{head}{described}{body}</svg>")
+    },
+}

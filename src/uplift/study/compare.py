@@ -27,6 +27,7 @@ from uplift.evaluate.statistics import (
     holm,
     percentile_interval,
 )
+from uplift.study.wording import show_metric_name, show_p, show_score, show_seconds
 
 SIGNIFICANT = 0.05
 PLACEBO_LEVEL = 0.99
@@ -255,6 +256,12 @@ def _shown(metric: str, interval: Interval) -> str:
     return f"{show_metric_name(metric)} {show_score(metric, interval.value)} (95 % interval {ends})"
 
 
+def _p(test: PairTest) -> str:
+    """``p = 0.03 after Holm``."""
+    shown = show_p(test.adjusted_p)
+    return f"p {shown if shown.startswith('<') else '= ' + shown} after Holm"
+
+
 def _amount(metric: str, value: float) -> str:
     """The size of a difference, without a sign: ``3.2 points``."""
     return show_score(metric, abs(value), signed=True).lstrip("+")
@@ -294,7 +301,7 @@ def _against_ties(
     test = _find(tests, best.arm.name, chosen.arm.name)
     if test is not None:
         lead = f"`{best.arm.name}` leads it by {_amount(metric, test.contrast.difference.value)}"
-        chance = f"(p = {show_p(test.adjusted_p)} after Holm), which chance alone can explain"
+        chance = f"({_p(test)}), which chance alone can explain"
         reasons.append(f"{lead} {chance}; {_resolution(chosen, best)}")
     return reasons
 
@@ -312,16 +319,16 @@ def _against_beaten(best: RankedArm, tests: Sequence[PairTest], metric: str) -> 
     beaten = [test for test in tests if test.first == best.arm.name and test.differs]
     if not beaten:
         return []
-    gap, others = beaten[0].contrast.difference, f" and {len(beaten) - 1} more" if len(beaten) > 1 else ""
+    gap, others = beaten[0].contrast.difference, f"; it beats {len(beaten) - 1} more" if len(beaten) > 1 else ""
     ends = f"{show_score(metric, gap.low, signed=True, unit=False)} to {show_score(metric, gap.high, signed=True)}"
-    size = f"by {_amount(metric, gap.value)} (95 % interval {ends}, p = {show_p(beaten[0].adjusted_p)} after Holm)"
+    size = f"by {_amount(metric, gap.value)} (95 % interval {ends}, {_p(beaten[0])})"
     return [f"`{best.arm.name}` beats `{beaten[0].second}` {size}{others}."]
 
 
 def _against_reference(test: PairTest, name: str, reference: str, metric: str) -> str:
     sign = 1 if test.first == name else -1
     gap = show_score(metric, sign * test.contrast.difference.value, signed=True)
-    size = f"{gap}, p = {show_p(test.adjusted_p)} after Holm"
+    size = f"{gap}, {_p(test)}"
     if not test.differs:
         return f"No difference from `{reference}` that this data can show ({size})."
     return f"Against `{reference}` it changes {show_metric_name(metric)} by {size}."

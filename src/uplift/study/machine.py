@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 import torch
@@ -138,6 +139,30 @@ def measure(device: str = "cpu", threads: int | None = None) -> Machine:
         torch.set_num_threads(before)
     total, available = _memory(place)
     return Machine(device, cores, load, threads, fp32, bf16 / fp32, total, available)
+
+
+def peak_memory_bytes() -> int:
+    """Most memory held since ``reset_peak_memory`` (else since the start): of the CUDA device if used, else of this process."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return max(torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count()))
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) * 1024
+    memory = psutil.Process().memory_info()
+    return int(getattr(memory, "peak_wset", memory.rss))
+
+
+def reset_peak_memory() -> None:
+    """Start a new count for ``peak_memory_bytes``; does nothing where the system cannot."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        for index in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(index)
+    with contextlib.suppress(OSError):
+        control = os.open("/proc/self/clear_refs", os.O_WRONLY)  # a switch of the Linux kernel, not a file
+        try:
+            os.write(control, b"5")
+        finally:
+            os.close(control)
 
 
 def _memory(device: torch.device) -> tuple[int, int]:

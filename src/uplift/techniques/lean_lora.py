@@ -58,13 +58,14 @@ class LeanLinear(PeftLinear):
         adapter = self._lean_adapter(x) if not args and not kwargs else None
         if adapter is None:
             return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
-        base = self.base_layer
+        base: Any = self.base_layer
         a, b, scale = self.lora_A[adapter].weight, self.lora_B[adapter].weight, self.scaling[adapter]
         return LeanLora.apply(x, base.weight, base.bias, a, b, scale)  # type: ignore[no-any-return]
 
     def _lean_adapter(self, x: Tensor) -> str | None:
         """The adapter to use the lean function with; None where merging, dropout, a variant or number types forbid it."""
-        active, base = self.active_adapters, self.base_layer
+        active: list[str] = self.active_adapters
+        base: Any = self.base_layer
         if self.disable_adapters or self.merged or len(active) != 1 or active[0] not in self.lora_A:
             return None
         adapter = active[0]

@@ -124,7 +124,7 @@ def _arm(rank: int, row: tuple[str, str, str, float, float, float, int, int, int
             evaluation_seconds=evaluation,
             trainable_parameters=trained,
             model_bytes=size * MEGABYTE,
-            disk_bytes=3 * size * MEGABYTE,
+            disk_bytes=round(1.07 * size * MEGABYTE),
         ),
         metrics={
             "accuracy": _interval(accuracy),

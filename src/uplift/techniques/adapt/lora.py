@@ -3,7 +3,7 @@
 When: the default way to adapt a language model; little memory, a small file per task, the base stays as it was.
 When not: when much new knowledge must go in (the rank bounds it) or for a tiny encoder, where full fine-tuning is cheap.
 Paper: Hu et al. 2021, LoRA; Kalajdzievski 2023, rsLoRA; Schulman et al. 2025, LoRA Without Regret (all layers, rate about 10x).
-Cost: memory of gradients and optimizer falls to the adapter's share (about 1 %); time 0.7 of full fine-tuning, none once merged.
+Cost: memory of gradients and optimizer falls to the adapter's share (about 1 %); time 0.7 of full fine-tuning.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def low_rank_update(a_RI: Tensor, b_OR: Tensor, scale: float) -> Tensor:
     return (b_OR.float() @ a_RI.float()) * scale
 
 
-def lora_layers(root: nn.Module) -> dict[str, LoraLayer]:
+def lora_layers(root: nn.Module) -> dict[str, Any]:
     """The LoRA layers inside a module, by name."""
     return {name: module for name, module in root.named_modules() if isinstance(module, LoraLayer)}
 
 
 @torch.no_grad()
-def merge_in_float32(layer: LoraLayer, adapter: str = ADAPTER) -> None:
+def merge_in_float32(layer: Any, adapter: str = ADAPTER) -> None:
     """Add the update to the base weight in float32 and round once; bf16 arithmetic would lose about 1 % of the logits."""
     weight = layer.get_base_layer().weight
     update = low_rank_update(layer.lora_A[adapter].weight, layer.lora_B[adapter].weight, layer.scaling[adapter])
@@ -62,6 +62,7 @@ class MergedAdapter:
     def of(cls, peft: PeftModel) -> MergedAdapter:
         """A copy of the adapter inside ``peft``, on the CPU."""
         config = deepcopy(peft.peft_config[ADAPTER])
+        assert isinstance(config, LoraConfig)
         config.inference_mode = True
         tensors = get_peft_model_state_dict(peft, adapter_name=ADAPTER)
         return cls(config, {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()})
@@ -136,6 +137,8 @@ class Lora(Technique):
 
     def edit(self, model: Any) -> Any:
         """Freeze the model and put adapters beside its linear layers. Raises RecipeError when no layer matches."""
+        if model.peft is not None:
+            raise RecipeError("`lora` needs a model without an adapter, and this one has one", fix="open the merged model")
         if self.layers is not None and self.layers[0] >= len(model.layers):
             raise RecipeError(f"`lora.layers` begins at {self.layers[0]}, but the model has {len(model.layers)} blocks")
         try:

@@ -1,0 +1,1 @@
+"""Speed and memory against other trainers: ``python -m bench`` prints one table."""

@@ -1,0 +1,114 @@
+"""Uplift's side: its own model seam, learner, optimizer and engine, driven one step at a time."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from bench.gate import Gate
+from bench.workload import Work, build_model, build_tokenizer
+from uplift.core.recipe import Optimizer, Schedule, Train
+from uplift.core.registry import technique_class
+from uplift.core.run import Run
+from uplift.core.technique import Technique
+from uplift.core.values import Corpus, Encoded, Origin, Progress, Sample
+from uplift.learn.assemble import CPU_MICRO_TOKENS, edit_model
+from uplift.learn.engine import Engine
+from uplift.learn.feed import Feed
+from uplift.learn.learner import Learner
+from uplift.learn.optim import apply_groups, build_adamw, resolve_groups
+from uplift.learn.parallel import Parallel
+from uplift.learn.schedule import Horizon
+from uplift.model.backbone import settle
+from uplift.model.language_model import LanguageModel
+
+MANY = 10**8
+"""More steps than any benchmark takes."""
+
+
+class Done(Exception):
+    """The orchestrator wants no more steps."""
+
+
+class FixedFeed(Feed):
+    """A feed whose steps are given, so that every system sees the same documents in the same step."""
+
+    def __init__(self, encoded: Sequence[Encoded], plan: list[list[int]]) -> None:
+        samples = [Sample(item.id, Origin("bench", index + 1), text="") for index, item in enumerate(encoded)]
+        super().__init__(Corpus(samples, "train"), encoded, [], 0, MANY)
+        self.plan = plan
+
+    def steps(self, epoch: int, planned: float) -> list[list[int]]:
+        """The same steps in every epoch."""
+        return self.plan
+
+
+def encode(documents: Sequence[Sequence[int]]) -> list[Encoded]:
+    """Documents whose first half is not learned, as ``workload.labels`` says it to the peers."""
+    items = []
+    for index, ids in enumerate(documents):
+        masked = len(ids) // 2
+        items.append(Encoded(str(index), list(ids), [0.0] * masked + [1.0] * (len(ids) - masked)))
+    return items
+
+
+def open_language_model(work: Work, device: torch.device | None = None) -> LanguageModel:
+    """The work's model behind Uplift's seam."""
+    pretrained = build_model(work).to(device or torch.device("cpu"))
+    tokenizer = build_tokenizer(work.shape.vocabulary)
+    return LanguageModel(pretrained, tokenizer, settle(pretrained), kind="causal", head_kind="language")
+
+
+def techniques_of(work: Work) -> list[Technique]:
+    """LoRA on all linear layers, or nothing."""
+    return [] if work.rank is None else [technique_class("lora")(use="lora", rank=work.rank)]
+
+
+def build_engine(work: Work, model: LanguageModel, run: Run, parallel: Parallel, micro_tokens: int) -> Engine:
+    """The engine as a run of the same recipe would have it, with nothing but training in it."""
+    techniques = techniques_of(work)
+    model = edit_model(model, techniques)
+    settings = resolve_groups(model, techniques)
+    trainable = apply_groups(model, settings)
+    optimizer = build_adamw(trainable, settings, Optimizer(), work.lr)
+    documents = [work.step(number) for number in range(work.steps)]
+    encoded = encode([document for step in documents for document in step])
+    count = len(documents[0])
+    feed = FixedFeed(encoded, [list(range(begin, begin + count)) for begin in range(0, len(encoded), count)])
+    schedule = Schedule(use="constant", warmup=0.0)
+    train = Train(steps=MANY, batch_tokens=2**20, lr=work.lr, schedule=schedule, save_every=MANY, clip=1.0)
+    learner = Learner(model, techniques)
+    engine = Engine(
+        train, learner, trainable, optimizer, work.lr, feed, Horizon(steps=MANY), [], run, parallel, {}, work.seed
+    )
+    engine.state.micro_tokens = micro_tokens
+    for technique in techniques:
+        technique.begin(model, trainable)
+    return engine
+
+
+def train(work: Work, gate: Gate, device: torch.device | None = None, micro_tokens: int = CPU_MICRO_TOKENS) -> None:
+    """Train until the gate says stop. Loop, metrics database and all are the real ones; only checkpoints are left out."""
+    torch.set_num_threads(work.threads)
+    parallel = Parallel(device or torch.device("cpu"), precision=torch.bfloat16 if device else torch.float32)
+    model = open_language_model(work, device)
+    with tempfile.TemporaryDirectory() as folder, Run.create({}, Path(folder), "bench", "0" * 12) as run:
+        engine = build_engine(work, model, run, parallel, micro_tokens)
+        number = gate.begin()
+
+        def report(progress: Progress, metrics: Mapping[str, float]) -> None:
+            nonlocal number
+            if number is not None:
+                gate.end(sum(map(len, work.step(number))), metrics["loss"])
+                number = gate.begin()
+            if number is None:
+                raise Done
+
+        engine.report = report
+        try:
+            engine.train()
+        except Done:
+            pass

@@ -1,0 +1,192 @@
+"""The other trainers: transformers' Trainer and TRL's SFTTrainer as their users run them, and plain loops as an expert tunes them.
+
+What is changed from their defaults, always in their favour: fp32 and no gradient checkpointing (TRL's defaults, bf16 and
+checkpointing, are far slower on a CPU), a constant learning rate, no checkpoints, no progress bar. The order of the documents
+is fixed so that all systems see the same ones in the same step.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import DataCollatorForSeq2Seq, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+
+from bench.gate import Gate
+from bench.workload import DOCUMENTS, IGNORED, LINEAR_NAMES, POOL, ROW, Work, build_model, build_tokenizer, labels
+
+Row = dict[str, list[int]]
+STEPS = 10**6
+"""More steps than any benchmark takes."""
+
+
+def lora_config(rank: int) -> Any:
+    """PEFT's LoRA on all linear layers, without dropout."""
+    from peft import LoraConfig
+
+    return LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=LINEAR_NAMES, task_type="CAUSAL_LM")
+
+
+def adapted_model(work: Work) -> nn.Module:
+    """The model, with PEFT's LoRA in it if the work says so."""
+    model = build_model(work)
+    if work.rank is None:
+        return model
+    from peft import get_peft_model
+
+    return get_peft_model(model, lora_config(work.rank))  # type: ignore[no-any-return]
+
+
+def rows(documents: Sequence[Sequence[int]]) -> list[Row]:
+    """Documents as a trainer's data set wants them."""
+    return [
+        {"input_ids": list(document), "attention_mask": [1] * len(document), "labels": labels(document)}
+        for document in documents
+    ]
+
+
+# -- plain loops -------------------------------------------------------------------------------------------------------
+def train_by_document(work: Work, gate: Gate) -> None:
+    """One document per forward, gradients accumulated over the step: no padding at all."""
+    _train_loop(work, gate, [[[document] for document in work.step(number)] for number in range(work.steps)])
+
+
+def train_grouped(work: Work, gate: Gate) -> None:
+    """Batches of documents of equal length (nearly), drawn from 50 steps' worth; about as many tokens a step as the others."""
+    pool = sorted(work.documents(POOL), key=len)
+    groups = [pool[begin : begin + DOCUMENTS] for begin in range(0, len(pool), DOCUMENTS)]
+    plan = []
+    for number in range(work.steps):
+        wanted = sum(map(len, work.step(number)))
+        nearest = min(groups, key=lambda group: abs(sum(map(len, group)) - wanted))
+        plan.append([nearest])
+    _train_loop(work, gate, plan)
+
+
+def _train_loop(work: Work, gate: Gate, plan: list[list[list[list[int]]]]) -> None:
+    """``plan``: step -> micro-batch -> document -> tokens. AdamW fused, clipping at 1."""
+    torch.set_num_threads(work.threads)
+    model = adapted_model(work).train()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=work.lr, weight_decay=0.0, fused=True)
+    while (number := gate.begin()) is not None:
+        micro_batches = plan[number % len(plan)]
+        learned = sum(len(document) - len(document) // 2 for batch in micro_batches for document in batch)
+        total = 0.0
+        for batch in micro_batches:
+            loss = model(**_padded(batch), num_items_in_batch=torch.tensor(learned)).loss
+            loss.backward()
+            total += loss.item()
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        gate.end(sum(len(document) for batch in micro_batches for document in batch), total)
+
+
+def _padded(documents: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    ids = pad_sequence([torch.tensor(document) for document in documents], batch_first=True, padding_value=1)
+    targets = [torch.tensor(labels(document)) for document in documents]
+    inputs = {"input_ids": ids, "labels": pad_sequence(targets, batch_first=True, padding_value=IGNORED)}
+    if len({len(document) for document in documents}) > 1:
+        ones = [torch.ones(len(document), dtype=torch.long) for document in documents]
+        inputs["attention_mask"] = pad_sequence(ones, batch_first=True)
+    return inputs
+
+
+# -- trainers ----------------------------------------------------------------------------------------------------------
+class Turns(TrainerCallback):
+    """Makes a trainer wait for its turn before each step and report after it."""
+
+    def __init__(self, gate: Gate) -> None:
+        self.gate, self.tokens, self.loss = gate, 0, 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.gate.begin() is None:
+            raise EOFError
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.gate.end(self.tokens, self.loss)
+
+
+def watched(base: type[Trainer], turns: Turns) -> type[Trainer]:
+    """The trainer's class with one addition: it remembers each step's loss and real tokens."""
+
+    class Watched(base):  # type: ignore[valid-type, misc]
+        def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *others: Any, **options: Any) -> Tensor:
+            mask = inputs.get("attention_mask")
+            turns.tokens = int(mask.sum()) if mask is not None else inputs["input_ids"].numel()
+            loss: Tensor = super().training_step(model, inputs, *others, **options)
+            turns.loss = float(loss)
+            return loss
+
+    return Watched
+
+
+def _common_arguments(work: Work, folder: str) -> dict[str, Any]:
+    return {
+        "output_dir": folder,
+        "max_steps": STEPS,
+        "learning_rate": work.lr,
+        "lr_scheduler_type": "constant",
+        "per_device_train_batch_size": DOCUMENTS,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "train_sampling_strategy": "sequential",
+        "seed": work.seed,
+    }
+
+
+def train_trainer(work: Work, gate: Gate, **changes: Any) -> None:
+    """transformers' Trainer: 8 documents a batch, padded to the longest. ``changes``: other training arguments."""
+    turns = Turns(gate)
+    if not changes:
+        torch.set_num_threads(work.threads)
+        changes = {"use_cpu": True}
+    tokenizer = build_tokenizer(work.shape.vocabulary)
+    documents = [document for number in range(work.steps) for document in work.step(number)]
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = watched(Trainer, turns)(
+            model=adapted_model(work),
+            args=TrainingArguments(**_common_arguments(work, folder) | changes),
+            train_dataset=rows(documents),
+            data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED),
+            callbacks=[turns],
+        )
+        trainer.train()
+
+
+def train_trl(work: Work, gate: Gate) -> None:
+    """TRL's SFTTrainer: 8 documents a batch, padded."""
+    _train_trl(work, gate, work.steps, {})
+
+
+def train_trl_packed(work: Work, gate: Gate) -> None:
+    """TRL's SFTTrainer with ``packing=True``: one row of up to 1024 tokens a step, about as many as 8 documents."""
+    _train_trl(work, gate, POOL, {"packing": True, "max_length": ROW, "per_device_train_batch_size": 1})
+
+
+def _train_trl(work: Work, gate: Gate, steps: int, changes: dict[str, Any]) -> None:
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    torch.set_num_threads(work.threads)
+    turns = Turns(gate)
+    documents = work.documents(steps)
+    data = Dataset.from_list([{"input_ids": row["input_ids"], "labels": row["labels"]} for row in rows(documents)])
+    model: PreTrainedModel = build_model(work)
+    with tempfile.TemporaryDirectory() as folder:
+        options = _common_arguments(work, folder) | {"bf16": False, "gradient_checkpointing": False, "use_cpu": True}
+        trainer = watched(SFTTrainer, turns)(
+            model=model,
+            args=SFTConfig(**options | changes),
+            train_dataset=data,
+            processing_class=build_tokenizer(work.shape.vocabulary),
+            peft_config=None if work.rank is None else lora_config(work.rank),
+            callbacks=[turns],
+        )
+        trainer.train()

@@ -1,0 +1,105 @@
+"""What a forked child does: carry out a recipe the way the command line does, with a fault built in where one is asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from tests.faults.marks import RESUME, SAVE, SAVED, TRAIN, TRAINED
+from uplift.core import storage
+from uplift.core.disk import Disk
+from uplift.core.errors import UpliftError
+from uplift.core.recipe import Recipe
+from uplift.learn.engine import Engine
+from uplift.verbs.run import run
+
+
+
+class LimitedDisk(Disk):
+    """Refuses writing once ``room`` bytes were written, the way a full disk does; with ``kill_at`` it kills at that call."""
+
+    def __init__(self, kill_at: int) -> None:
+        self.calls, self.kill_at = 0, kill_at
+
+    def _count(self) -> None:
+        self.calls += 1
+        if self.calls == self.kill_at:
+            os.kill(os.getpid(), 9)
+
+    def fsync(self, descriptor: int) -> None:
+        """Counted."""
+        super().fsync(descriptor)
+        self._count()
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Counted."""
+        super().rename(source, target)
+        self._count()
+
+    def unlink(self, path: Path) -> None:
+        """Counted."""
+        super().unlink(path)
+        self._count()
+
+
+def train(
+    recipe: dict[str, Any],
+    journal: str,
+    marks: str | None = None,
+    file_limit: int | None = None,
+    kill_at_call: int | None = None,
+) -> int:
+    """Carry out ``recipe``; returns the exit code of the command line.
+
+    ``marks``: a FIFO for the marks. ``journal``: a file that gets one JSON line when training begins (step, leftovers).
+    ``file_limit``: largest file in bytes that may be written. ``kill_at_call``: SIGKILL after so many calls to the disk.
+    """
+    _watch(marks, Path(journal))
+    if file_limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, resource.RLIM_INFINITY))
+    if kill_at_call is not None:
+        storage.disk = LimitedDisk(kill_at_call)
+    try:
+        run(Recipe.model_validate_json(json.dumps(recipe)), Path("/"), console=Console(file=sys.stdout, no_color=True))
+    except UpliftError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _watch(marks: str | None, journal: Path) -> None:
+    """Wrap the engine's methods so that the parent sees where the child is. Only this forked process is changed."""
+    descriptor = os.open(marks, os.O_WRONLY) if marks else None
+
+    def mark(byte: int) -> None:
+        if descriptor is not None:
+            os.write(descriptor, bytes([byte]))
+
+    def around(method: Callable[..., Any], before: int, after: int | None) -> Callable[..., Any]:
+        def wrapped(engine: Engine) -> Any:
+            if before == TRAIN:
+                _write_journal(journal, engine)
+            mark(before)
+            result = method(engine)
+            if after is not None:
+                mark(after)
+            return result
+
+        return wrapped
+
+    Engine.resume = around(Engine.resume, RESUME, None)  # type: ignore[method-assign]
+    Engine.train = around(Engine.train, TRAIN, TRAINED)  # type: ignore[method-assign]
+    Engine.commit = around(Engine.commit, SAVE, SAVED)  # type: ignore[method-assign]
+
+
+def _write_journal(journal: Path, engine: Engine) -> None:
+    found = sorted(path.name for path in engine.run.path.rglob("*") if path.name.startswith((".tmp-", ".old-")))
+    with open(journal, "a") as stream:
+        stream.write(json.dumps({"step": engine.state.step, "leftovers": found}) + "\n")
