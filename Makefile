@@ -18,7 +18,7 @@ test-all: .venv/.installed-dev
 	$(TEST) -m "not gpu"
 
 bench: .venv/.installed-bench
-	$(BIN)/python bench/training.py
+	$(BIN)/python -m bench
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff format --check src tests bench docs

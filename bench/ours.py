@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from bench.gate import Gate
-from bench.workload import Work, build_model, build_tokenizer
+from bench.workload import LORA_ALPHA, Work, build_model, build_tokenizer
 from uplift.core.recipe import Optimizer, Schedule, Train
 from uplift.core.registry import technique_class
 from uplift.core.run import Run
@@ -64,7 +64,7 @@ def open_language_model(work: Work, device: torch.device | None = None) -> Langu
 
 def techniques_of(work: Work) -> list[Technique]:
     """LoRA on all linear layers, or nothing."""
-    return [] if work.rank is None else [technique_class("lora")(use="lora", rank=work.rank)]
+    return [] if work.rank is None else [technique_class("lora")(use="lora", rank=work.rank, alpha=float(LORA_ALPHA))]
 
 
 def build_engine(work: Work, model: LanguageModel, run: Run, parallel: Parallel, micro_tokens: int) -> Engine:

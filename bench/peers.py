@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DataCollatorForSeq2Seq, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from bench.gate import Gate
-from bench.workload import DOCUMENTS, IGNORED, LINEAR_NAMES, POOL, ROW, Work, build_model, build_tokenizer, labels
+from bench.workload import DOCUMENTS, IGNORED, LINEAR_NAMES, LORA_ALPHA, POOL, ROW, Work, build_model, build_tokenizer, labels
 
 Row = dict[str, list[int]]
 STEPS = 10**6
@@ -28,7 +28,7 @@ def lora_config(rank: int) -> Any:
     """PEFT's LoRA on all linear layers, without dropout."""
     from peft import LoraConfig
 
-    return LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=LINEAR_NAMES, task_type="CAUSAL_LM")
+    return LoraConfig(r=rank, lora_alpha=LORA_ALPHA, lora_dropout=0.0, target_modules=LINEAR_NAMES, task_type="CAUSAL_LM")
 
 
 def adapted_model(work: Work) -> nn.Module:

@@ -22,6 +22,7 @@ ROW = 1024
 """Row length of the peer that packs."""
 POOL = 50
 """Steps' worth of documents among which the length-grouped peer may choose (what transformers' sampler looks at)."""
+LORA_ALPHA = 16
 LINEAR_NAMES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 

@@ -1,4 +1,4 @@
-"""Tools of the fault tests: the fork server's client, recipes worth interrupting, and the comparison with an undisturbed run."""
+"""Tools of the fault tests: the client of the fork server, recipes to interrupt, and the comparison with an undisturbed run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.faults.marks import RESUME, SAVE, SAVED, TRAIN, TRAINED
+from tests.faults.marks import RESUME, SAVE, SAVED
+
 from uplift.core.recipe import Recipe
 from uplift.core.storage import DamagedFiles, file_sha256, verify_directory
 from uplift.testing.tiny import merged, tiny_causal, tiny_encoder, tiny_recipe
@@ -111,7 +112,7 @@ def classifier_recipe(folder: Path, **changes: Any) -> Recipe:
 
 def adapter_recipe(folder: Path, **changes: Any) -> Recipe:
     """An adapter on the upper layer, the frozen layer below cached between epochs, easy samples first."""
-    techniques = [{"use": "lora", "rank": 2, "layers": [2]}, {"use": "curriculum_length"}]
+    techniques = [{"use": "lora", "rank": 2, "layers": [1, 1]}, {"use": "curriculum_length"}]
     return tiny_recipe(folder, "classify", rows=30, **merged({**COMMON, "techniques": techniques}, changes))
 
 
@@ -221,19 +222,20 @@ class Attempt:
 
     def await_mark(self, wanted: int, count: int = 1) -> bool:
         """Wait until the child made this mark so many times; False when it ended before."""
-        opened = False
+        deadline = time.monotonic() + PATIENCE
         while count:
-            ready = select.select([self._marks], [], [], PATIENCE)[0]
-            assert ready, "the child made no mark for a long time"
-            byte = os.read(self._marks, 1)
-            if not byte:
-                # No writer: either the child has not opened the marks yet, or it has ended.
-                if opened or _ended(self.pid):
-                    return False
-                time.sleep(0.002)
+            assert time.monotonic() < deadline, "the child made no mark for a long time"
+            select.select([self._marks], [], [], 0.2)
+            try:
+                byte = os.read(self._marks, 1)
+            except BlockingIOError:
                 continue
-            opened = True
-            count -= byte[0] == wanted
+            if byte:
+                count -= byte[0] == wanted
+            elif _ended(self.pid):
+                return False
+            else:  # the child has not opened the marks yet
+                time.sleep(0.002)
         return True
 
     def kill(self, after: float, signal_number: int = signal.SIGKILL) -> None:
@@ -288,7 +290,7 @@ def killed_and_resumed(server: ForkServer, reference: Reference, place: Path, se
     while verdict.kills < kills:
         attempt = Attempt(server, recipe)
         aimed = rng.random() < 0.5
-        _strike(attempt, reference, rng, aimed, resuming=verdict.kills > 0)
+        _strike(attempt, reference, rng, aimed, repeated=kills > 1)
         code = attempt.end()
         if code == 0:  # it was faster than the blow
             if verdict.kills or kills > 1:
@@ -309,19 +311,19 @@ def killed_and_resumed(server: ForkServer, reference: Reference, place: Path, se
     return verdict
 
 
-def _strike(attempt: Attempt, reference: Reference, rng: random.Random, aimed: bool, resuming: bool) -> None:
-    """SIGKILL the attempt: inside a random save, during the resume, or at a random instant of the whole run."""
-    if resuming and rng.random() < 0.4:
-        if attempt.await_mark(RESUME):
-            attempt.kill(rng.uniform(0, 0.05))
-        return
-    if aimed:
-        left = 1 + rng.randrange(reference.saves if not resuming else max(1, reference.saves // 3))
-        if attempt.await_mark(SAVE, left):
+def _strike(attempt: Attempt, reference: Reference, rng: random.Random, aimed: bool, repeated: bool) -> None:
+    """SIGKILL the attempt at a random instant of the whole run, or inside a random save.
+
+    ``repeated``: one of several blows to one run; each falls soon after the one before, some during the resume itself.
+    """
+    if repeated and not aimed:
+        if attempt.await_mark(RESUME, 1):
+            attempt.kill(rng.uniform(0, 2 * reference.save_seconds))
+    elif aimed:
+        if attempt.await_mark(SAVE, 1 + rng.randrange(max(1, reference.saves // (4 if repeated else 1)))):
             attempt.kill(rng.uniform(0, reference.save_seconds))
-        return
-    instant = rng.uniform(0, reference.seconds)
-    attempt.kill(instant - (time.monotonic() - attempt.started))
+    else:
+        attempt.kill(attempt.started + rng.uniform(0, reference.seconds) - time.monotonic())
 
 
 def _finish(server: ForkServer, recipe: Recipe, verdict: Verdict) -> None:

@@ -15,8 +15,8 @@ import traceback
 from typing import Any
 
 import torch
-
 from tests.faults import children
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 
 def child(case: str, arguments: dict[str, Any], log: str) -> int:
@@ -38,6 +38,8 @@ def child(case: str, arguments: dict[str, Any], log: str) -> int:
 def serve() -> None:
     """Answer until stdin ends."""
     torch.set_num_threads(1)
+    for kind in ("llama", "bert"):  # built on first use otherwise, in every child again
+        get_checkpoint_conversion_mapping(kind)
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         request = json.loads(line)

@@ -53,7 +53,9 @@ CAUSAL: dict[str, Callable[[], Any]] = {
 }
 PADDED_CAUSAL: dict[str, Callable[[], Any]] = {
     "bloom": lambda: hf.BloomConfig(**{**GPT, "hidden_size": 32}, hidden_dropout=0.0, attention_dropout=0.0),
-    "gpt_oss": lambda: hf.GptOssConfig(**HEADED, num_local_experts=4, sliding_window=4, rope_parameters={"rope_type": "default", "rope_theta": 1e4}),
+    "gpt_oss": lambda: hf.GptOssConfig(
+        **HEADED, num_local_experts=4, sliding_window=4, rope_parameters={"rope_type": "default", "rope_theta": 1e4}
+    ),
 }
 ENCODERS: dict[str, Callable[[], Any]] = {
     "bert": lambda: hf.BertConfig(**STILL),
@@ -64,7 +66,9 @@ ENCODERS: dict[str, Callable[[], Any]] = {
 }
 PADDED_ENCODERS: dict[str, Callable[[], Any]] = {
     "deberta": lambda: hf.DebertaV2Config(**STILL, pooler_dropout=0.0),
-    "modernbert": lambda: hf.ModernBertConfig(**SHAPE, local_attention=4, global_attn_every_n_layers=2, cls_token_id=1, sep_token_id=2),
+    "modernbert": lambda: hf.ModernBertConfig(
+        **SHAPE, local_attention=4, global_attn_every_n_layers=2, cls_token_id=1, sep_token_id=2
+    ),
 }
 ALL = {**CAUSAL, **PADDED_CAUSAL, **ENCODERS, **PADDED_ENCODERS}
 

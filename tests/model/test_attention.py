@@ -103,7 +103,9 @@ def test_window_is_honoured(make_model, make_row):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize(("name", "attention"), [("llama", "self_attn"), ("gemma3", "self_attn"), ("gpt2", "attn"), ("bert", "attention")])
+@pytest.mark.parametrize(
+    ("name", "attention"), [("llama", "self_attn"), ("gemma3", "self_attn"), ("gpt2", "attn"), ("bert", "attention")]
+)
 def test_activation_checkpointing_keeps_documents(name, attention, make_model, make_row):
     model = make_model(name)
     ids, positions = make_row(LENGTHS)

@@ -30,7 +30,10 @@ def test_own_logits_are_transformers_logits(any_model, make_row):
     with torch.no_grad():
         hidden = any_model.hidden(any_model.embed(ids), positions, LENGTHS)
         if any_model.head_kind == "class":
-            found, expected = any_model.class_logits(hidden, LENGTHS), torch.cat([any_model.pretrained(p).logits for p in pieces])
+            found, expected = (
+                any_model.class_logits(hidden, LENGTHS),
+                torch.cat([any_model.pretrained(p).logits for p in pieces]),
+            )
         else:
             found, expected = any_model.logits(hidden), torch.cat([any_model.pretrained(p).logits for p in pieces], dim=1)
     assert torch.allclose(found, expected, atol=1e-5, rtol=1e-5)
@@ -104,14 +107,20 @@ def test_depths(any_model):
     layers = len(any_model.layers)
     depths = {name: any_model.depth(name) for name in any_model.parameters_by_name()}
     assert set(depths.values()) == set(range(layers + 2)) - ({layers + 1} - set(depths.values()))
-    word = next(name for name, p in any_model.parameters_by_name().items() if p is any_model.pretrained.get_input_embeddings().weight)
+    word = next(
+        name for name, p in any_model.parameters_by_name().items() if p is any_model.pretrained.get_input_embeddings().weight
+    )
     assert depths[word] == 0
     heads = [name for name in depths if name.startswith(("classifier", "score", "pre_classifier"))]
     assert all(depths[name] == layers + 1 for name in heads)
 
 
 def test_final_norm_is_above_the_layers(make_model):
-    for name, norm in {"llama": "model.norm.weight", "gpt2": "transformer.ln_f.bias", "opt": "model.decoder.final_layer_norm.bias"}.items():
+    for name, norm in {
+        "llama": "model.norm.weight",
+        "gpt2": "transformer.ln_f.bias",
+        "opt": "model.decoder.final_layer_norm.bias",
+    }.items():
         model = make_model(name)
         assert model.depth(norm) == len(model.layers) + 1
     bert = make_model("bert")
@@ -191,7 +200,8 @@ def test_adapter_is_saved_beside_an_unchanged_base(tmp_path, make_row):
     expected = torch.cat([plain(piece).logits for piece in torch.split(ids, [9, 4], dim=1)], dim=1)
     assert torch.allclose(tuned, expected, atol=1e-5)
     again = opened(tmp_path / "saved")
-    assert again.peft is not None and "adapter_sha256" in again.identity
+    assert again.peft is None and "adapter_sha256" in again.identity
+    assert all(parameter.requires_grad and "lora" not in name for name, parameter in again.parameters_by_name().items())
     assert torch.allclose(again.logits(again.hidden(again.embed(ids), positions, (9, 4))), tuned, atol=1e-5)
 
 

@@ -21,7 +21,7 @@ def chat_command(
     top_p: Share = 0.95,
     seed: NonNegativeInt = 0,
 ) -> None:
-    """Talk with a model. An empty line or the end of input ends the talk.
+    """Talk with a model. `/new` forgets the talk so far; `/exit`, an empty line or the end of input ends it.
 
     Parameters
     ----------

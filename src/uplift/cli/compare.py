@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from uplift.cli import printing
-from uplift.cli.results import show_comparison
+from uplift.cli.results import show_report
 from uplift.core.recipe_file import load_comparison
 from uplift.verbs.compare import compare
 
@@ -25,5 +25,5 @@ def compare_command(comparison: Path, /, *overrides: str, json: bool = False) ->
         Print the report as JSON.
     """
     report = compare(load_comparison(comparison, overrides), comparison.parent, console=printing.progress())
-    printing.print_json(report) if json else show_comparison(report)
+    printing.print_json(report) if json else show_report(report)
     return 0 if report.status == "finished" else 1

@@ -9,11 +9,12 @@ from rich.table import Table
 from uplift.cli import printing
 from uplift.core.recipe import Comparison
 from uplift.core.recipe_file import load_any
-from uplift.verbs.explain import Explanation, explain, explain_arms
+from uplift.verbs.explain import Explanation, explain, explain_arms, missing
+from uplift.verbs.plan import plan as foretell
 from uplift.verbs.techniques import SEAMS
 
 
-def explain_command(recipe: Path, /, *overrides: str, json: bool = False) -> None:
+def explain_command(recipe: Path, /, *overrides: str, plan: bool = True, json: bool = False) -> None:
     """Show what a recipe will do, before anything runs.
 
     Parameters
@@ -22,11 +23,17 @@ def explain_command(recipe: Path, /, *overrides: str, json: bool = False) -> Non
         The recipe or comparison file.
     overrides: str
         Changes, for example `train.lr=1e-4`.
+    plan: bool
+        Predict memory and time, when data and model are on this machine.
     json: bool
         Print JSON.
     """
     loaded = load_any(recipe, overrides)
-    found = explain_arms(loaded) if isinstance(loaded, Comparison) else [explain(loaded)]
+    if isinstance(loaded, Comparison):
+        found = explain_arms(loaded)
+    else:
+        predicts = plan and not missing(loaded, recipe.parent)
+        found = [explain(loaded, foretell(loaded, recipe.parent) if predicts else None)]
     if json:
         content = [each.to_json() for each in found]
         printing.print_json(content if isinstance(loaded, Comparison) else content[0])
@@ -53,6 +60,6 @@ def _show(explanation: Explanation) -> None:
     console.print(f"the recipe gives: {', '.join(explanation.given)}", markup=False)
     console.print(f"forwards per step: {explanation.passes}; time of a step: {explanation.cost:.2g}x that of a plain one")
     if explanation.plan is not None:
-        console.print(str(explanation.plan), markup=False)
+        console.print(explanation.plan)
     else:
-        console.print("trainable parameters, memory and time: `uplift plan`")
+        console.print("trainable parameters, memory and time: `uplift plan` (it fetches what is missing)")

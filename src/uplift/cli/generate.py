@@ -25,6 +25,7 @@ def generate_command(
     temperature: NonNegativeFloat = 0.0,
     top_p: Share = 1.0,
     seed: NonNegativeInt = 0,
+    raw: bool = False,
     json: bool = False,
 ) -> None:
     """Continue prompts with a model.
@@ -45,15 +46,37 @@ def generate_command(
         Sample from the likeliest tokens that together hold this probability.
     seed: int
         Makes sampling repeatable.
+    raw: bool
+        Continue the text as it is, without the model's chat template.
     json: bool
         Print JSON.
     """
     asked = list(prompts) or [line.rstrip("\n") for line in sys.stdin if line.strip()]
     if not asked:
         raise UsageError("there is no prompt", fix="give one as an argument, or one per line on standard input")
-    answers = generate(model, asked, system=system, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    streams = len(asked) == 1 and not json
+    answers = generate(
+        model,
+        asked,
+        system=system,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        raw=raw,
+        on_text=_write if streams else None,
+    )
     if json:
         printing.print_json([{"prompt": prompt, "answer": answer} for prompt, answer in zip(asked, answers, strict=True)])
         return
+    if streams:
+        _write(0, "\n")
+        return
     for answer in answers:
         printing.output().print(answer, markup=False)
+
+
+def _write(index: int, piece: str) -> None:
+    """Shows a piece of the answer as soon as it is there."""
+    sys.stdout.write(piece)
+    sys.stdout.flush()

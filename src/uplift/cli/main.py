@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError
@@ -48,6 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 done; 2 usage or recipe; 65 data or model; 75 a resource is missing; 130, 143 stopped by a signal; 70 a fault of Uplift.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if not os.environ.get("UPLIFT_DEBUG"):
+        # What libraries have to say to their developers would stand between the user and the result.
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # odd characters in data must not break a message

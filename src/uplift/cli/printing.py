@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import Any
 
@@ -12,16 +13,23 @@ from rich.console import Console
 
 def output() -> Console:
     """Where results go."""
-    return Console(highlight=False)
+    return Console(highlight=False, quiet=not first_process())
 
 
-def progress(quiet: bool = False) -> Console:
+def progress() -> Console:
     """Where progress goes: the error stream, so that ``--json`` output stays clean."""
-    return Console(stderr=True, highlight=False, quiet=quiet)
+    return Console(stderr=True, highlight=False, quiet=not first_process())
+
+
+def first_process() -> bool:
+    """Whether this process speaks for all: under ``torchrun`` only rank 0 prints."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def print_json(value: Any) -> None:
     """Prints a value as one JSON document on standard output."""
+    if not first_process():
+        return
     content = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
     sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=True, default=str) + "\n")
 
@@ -32,14 +40,3 @@ def number(value: float | None, unit: str = "") -> str:
         return "-"
     text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     return f"{text} {unit}".strip()
-
-
-def size(count: float | None) -> str:
-    """Bytes for people."""
-    if count is None:
-        return "-"
-    for unit in ("B", "KiB", "MiB"):
-        if abs(count) < 1024:
-            return f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"

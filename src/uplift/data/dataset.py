@@ -47,15 +47,15 @@ def load_parts(data: Data, task: Task, base_dir: Path, head: Head) -> Parts:
     """
     _check_given_once(data)
     group = data.split.group if data.split.by == "group" else None
-    rows = read_source(data.train, base_dir)
-    labels = Labels.of(rows.rows, task) if isinstance(task, ClassifyTask) and rows.rows else None
+    rows = _read(data.train, base_dir, data.max_bad)
+    labels = Labels.of(rows.rows, task) if isinstance(task, ClassifyTask) else None
     total = _Total(data.max_bad)
     whole = total.add(rows, to_samples(rows.rows, task, head, labels, group=group))
     parts = split(whole, data.split)
     given: dict[Part, FileSource | PackageSource | None] = {"validation": data.validation, "test": data.test}
     for name, source in given.items():
         if source is not None:
-            own = read_source(source, base_dir)
+            own = _read(source, base_dir, data.max_bad)
             parts[name] = total.add(own, to_samples(own.rows, task, head, labels))
     _check_not_empty(parts, data)
     return Parts(
@@ -67,6 +67,14 @@ def load_parts(data: Data, task: Task, base_dir: Path, head: Head) -> Parts:
         leakage=find_leakage([*parts["train"], *parts["validation"]], parts["test"]),
         fingerprint=fingerprint(parts["train"], parts["validation"], parts["test"]),
     )
+
+
+def _read(source: FileSource | PackageSource, base_dir: Path, max_bad: float) -> RowSet:
+    """The rows of a source; refused here already when reading alone finds too many bad ones."""
+    found = read_source(source, base_dir)
+    if not found.rows or len(found.quarantined) > max_bad * found.rows_in:
+        raise _too_many_bad(found.quarantined, found.rows_in, max_bad)
+    return found
 
 
 class _Total:

@@ -1,8 +1,9 @@
 """The order of training samples as a pure function of (seed, epoch): nothing to save, resumable as an integer position.
 
-Weights act inside an epoch without dropping anything: an epoch is drawn in rounds, each round takes the samples with the
-smallest E / w among those left, E exponential and w the weight now. That is weighted sampling without replacement
-(Efraimidis and Spirakis 2006, "Weighted random sampling with a reservoir"), and with equal weights a plain permutation.
+Weights act inside an epoch without dropping anything. An epoch is a race: a sample has an exponential distance to go, runs at
+the speed of its weight, and is drawn when it arrives; in each round speeds are asked anew. At every moment that is weighted
+sampling without replacement (Efraimidis and Spirakis 2006, "Weighted random sampling with a reservoir"); samples that start to
+run late do not arrive in a burst; and equal weights give exactly the order of no weights, a plain permutation.
 """
 
 from __future__ import annotations
@@ -40,15 +41,23 @@ class Order:
         draws = self._exponentials(epoch)
         if self._weight is None:
             return np.argsort(draws, kind="stable").tolist()
+        distances = draws.copy()
         left = np.arange(len(draws))
         order: list[int] = []
         for round_ in range(ROUNDS):
             quota = len(draws) * (round_ + 1) // ROUNDS - len(order)
-            if quota:
-                weights = self._weights(left, fraction_at(len(order)))
-                ranked = left[_rank(draws[left], weights)]
-                order += ranked[:quota].tolist()
-                left = np.sort(ranked[quota:])
+            if quota == 0:
+                continue
+            speeds = _speeds(self._weights(left, fraction_at(len(order))))
+            arrivals = np.full(len(left), np.inf)
+            np.divide(distances[left], speeds, out=arrivals, where=speeds > 0)
+            ranked = np.lexsort((draws[left], arrivals))
+            drawn, kept = ranked[:quota], np.sort(ranked[quota:])
+            last = arrivals[drawn[-1]]
+            if np.isfinite(last):
+                distances[left[kept]] = np.maximum(distances[left[kept]] - speeds[kept] * last, 0.0)
+            order += left[drawn].tolist()
+            left = left[kept]
         return order
 
     def _exponentials(self, epoch: int) -> np.ndarray:
@@ -64,14 +73,10 @@ class Order:
         return weights
 
 
-def _rank(draws: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Positions sorted by draw / weight; those of weight 0 last, by draw. Equal weights rank exactly as no weights."""
+def _speeds(weights: np.ndarray) -> np.ndarray:
+    """Weights relative to the largest: equal ones become exactly 1.0, so that they leave the distances bit-equal."""
     top = weights.max()
-    # Divided by the largest, equal weights are exactly 1.0 and leave the draws bit-equal.
-    relative = weights / top if top > 0 else np.ones_like(weights)
-    keys = np.full(len(draws), np.inf)
-    np.divide(draws, relative, out=keys, where=relative > 0)
-    return np.lexsort((draws, keys))
+    return weights / top if top > 0 else np.ones_like(weights)
 
 
 def _sample_hash(sample: Sample) -> int:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from uplift.core import report
 from uplift.core.errors import DataError
 from uplift.core.recipe import Task
-from uplift.core.values import Sample
+from uplift.core.values import Sample, derive_seed
 from uplift.data.chat import Encoder
 from uplift.evaluate import metrics, scoring, statistics
 from uplift.evaluate.metrics import CalibrationBin
@@ -67,6 +67,13 @@ class Measured:
     def nll(self) -> Floats:
         """Nats lost on each item (N,)."""
         return self.outcomes.nll
+
+
+def chosen_rows(samples: Sequence[Sample], limit: int | None) -> list[int]:
+    """Indices of the rows to measure: all, or the ``limit`` with the lowest hash, the same ones in every run."""
+    if limit is None or limit >= len(samples):
+        return list(range(len(samples)))
+    return sorted(sorted(range(len(samples)), key=lambda i: derive_seed("test", samples[i].id, i))[:limit])
 
 
 def evaluate_model(

@@ -250,7 +250,7 @@ class Engine:
         every = self.train_section.evaluate_every
         if every:
             return self.state.step % every == 0
-        return int(self.fraction() * 10) > self.state.validations
+        return int(self.fraction() * self.state.looks) > self.state.validations
 
     def _save_due(self) -> bool:
         every = self.train_section.save_every
@@ -261,7 +261,7 @@ class Engine:
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Task loss on the fixed validation batches (averaged weights when a technique keeps some), with its standard error."""
-        self.state.validations = max(self.state.validations + 1, int(self.fraction() * 10))
+        self.state.validations = max(self.state.validations + 1, int(self.fraction() * self.state.looks))
         self.learner.eval()
         with self._averaged(), self.parallel.autocast():
             losses = torch.cat([self.learner.measure(batch) for batch in self.validation]).double()

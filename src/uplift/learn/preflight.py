@@ -18,6 +18,10 @@ RESERVE = 0.97
 """Share of a time budget that is planned for; the rest absorbs noise."""
 
 
+LOOKING = 0.15
+"""Largest share of a time budget that goes into validations."""
+
+
 @dataclass(frozen=True)
 class Rate:
     """Measured seconds per token of training: the first time a token is seen, and again (prefix cached)."""
@@ -81,14 +85,15 @@ def measure_rate(engine: Engine) -> Rate:
 
 def fit_to_seconds(engine: Engine, rate: Rate, seconds: float) -> None:
     """Turn a time budget into a token limit, so the schedule ends with the budget and a restart ends at the same step."""
-    validation = 0.0
+    looking = 0.0
     if engine.validation:
         begin = time.monotonic()
         engine.validate()
         engine.state.validations = 0
-        # Shared, or each process would fit another limit to its own clock and they would end at different steps.
-        validation = engine.parallel.sum([time.monotonic() - begin])[0] / engine.parallel.world * 10
-    room = max(seconds * RESERVE - validation, seconds * 0.5)
+        cost = time.monotonic() - begin
+        engine.state.looks = max(1, min(engine.state.looks, int(seconds * LOOKING / cost)))
+        looking = cost * engine.state.looks
+    room = max(seconds * RESERVE - looking, seconds * 0.5)
     per_token, epoch = rate.first, engine.feed.tokens
     tokens = room / per_token
     if tokens > epoch:

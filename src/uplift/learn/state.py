@@ -26,7 +26,10 @@ TENSOR = "__tensor__"
 
 @dataclass
 class RunState:
-    """Numbers of a run. ``samples`` counts draws: the data position (epoch, index) follows from it and the seed."""
+    """Numbers of a run. ``epoch`` and ``index`` (of the next step in it) are the data position; ``samples`` counts draws.
+
+    ``looks``: validations spread over the run; ``validations``: how many were due so far.
+    """
 
     step: int = 0
     epoch: int = 0
@@ -40,6 +43,7 @@ class RunState:
     micro_tokens: int = 0
     best_step: int | None = None
     validations: int = 0
+    looks: int = 10
     stopped: str = ""
     identity: dict[str, str] = field(default_factory=dict)
 

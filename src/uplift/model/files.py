@@ -36,7 +36,6 @@ FORBIDDEN_KEYS = {
     "custom_pipelines": "it names Python code inside the model folder",
     "custom_generate": "it names Python code to download",
     "megatron_config": "it makes PEFT import a module by name",
-    "auto_mapping": "it makes PEFT import a module by name",
     "quantization_config": "weights in a quantizer's own format cannot be trained exactly",
 }
 IMPLEMENTATION = re.compile(
@@ -71,7 +70,12 @@ def check_model_folder(folder: Path) -> dict[str, Any]:
 def check_adapter_folder(folder: Path) -> None:
     """Judge a PEFT adapter: its configuration and its safetensors. Raises ModelError."""
     path = folder / "adapter_config.json"
-    refuse_keys(read_json(path), path)
+    settings = read_json(path)
+    refuse_keys(settings, path)
+    library = (settings.get("auto_mapping") or {}).get("parent_library", "transformers.")
+    if not isinstance(library, str) or not library.startswith("transformers."):
+        why = f"it names `{str(library)[:80]}`, a module for PEFT to import"
+        raise ModelError("`auto_mapping` is not accepted", where=Place(file=str(path)), why=why, fix="delete the key")
     weights = folder / "adapter_model.safetensors"
     if not weights.is_file():
         raise ModelError("the adapter has no safetensors weights", where=Place(file=str(weights)), fix=_pickle_fix())

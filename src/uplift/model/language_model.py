@@ -7,20 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from uplift.core.errors import ModelError
 from uplift.model import heads
 from uplift.model.attention import KeyValues
 from uplift.model.backbone import Backbone, Layout, evaluating, word_embedding
+from uplift.model.quiet import quiet
 
 ADAPTER = "adapter"
 """Folder of an unmerged PEFT adapter inside a saved model."""
+
+
+class SavedAdapter(Protocol):
+    """An adapter that was merged into the weights and can still be written apart from them."""
+
+    def save(self, directory: Path) -> None:
+        """Write a folder that plain PEFT loads."""
 
 
 class LanguageModel(nn.Module):
@@ -47,6 +54,7 @@ class LanguageModel(nn.Module):
     ) -> None:
         super().__init__()
         self.pretrained, self.tokenizer, self.peft = pretrained, tokenizer, None
+        self.merged_adapter: SavedAdapter | None = None
         self.kind, self.head_kind, self.labels = kind, head_kind, tuple(labels)
         self.identity, self.notes = dict(identity or {}), tuple(notes)
         self.layout = layout
@@ -161,12 +169,11 @@ class LanguageModel(nn.Module):
 
         Meant as the ``write`` callback of ``storage.commit_directory``, which makes the result whole and durable.
         """
-        self.pretrained.save_pretrained(directory, state_dict=self._plain_state() if self.peft is not None else None)
-        self.tokenizer.save_pretrained(directory)
-        if self.peft is not None:
-            if self.peft.peft_config["default"].is_prompt_learning:
-                raise ModelError("prompt-learning adapters cannot be saved yet")
-            self.peft.save_pretrained(str(directory / ADAPTER), safe_serialization=True)
+        with quiet():
+            self.pretrained.save_pretrained(directory, state_dict=self._plain_state() if self.peft is not None else None)
+            self.tokenizer.save_pretrained(directory)
+            if self.peft is not None:
+                self.peft.save_pretrained(str(directory / ADAPTER), safe_serialization=True)
 
     def _plain_state(self) -> dict[str, Tensor]:
         """The base model's tensors under their plain names, without what the adapter added."""

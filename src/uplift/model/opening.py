@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -27,7 +25,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
-from transformers.utils import logging as transformers_logging
 
 from uplift.core.errors import ModelError, Place, ResourceError, UpliftError
 from uplift.core.recipe import GgufModel, HfModel, Model, PackageModel
@@ -39,6 +36,7 @@ from uplift.model.gguf import converted
 from uplift.model.heads import initialise
 from uplift.model.identity import hash_of_file, identity_of
 from uplift.model.language_model import ADAPTER, LanguageModel
+from uplift.model.quiet import quiet
 
 Kind = Literal["causal", "encoder"]
 HeadKind = Literal["language", "class"]
@@ -74,7 +72,7 @@ def open_model(
     drawn from ``seed``. Raises ModelError when the files are not acceptable or do not fit the head, ResourceError when
     they cannot be had now.
     """
-    with _quiet():
+    with quiet():
         located = locate(spec, base_dir)
         config = _configuration(located.folder)
         kind = kind_of(config, located.folder)
@@ -102,12 +100,12 @@ def open_model(
             identity=identity_of(located.name, located.weights, located.folder, tokenizer),
             notes=notes,
         )
-        return _with_adapter(model, located.folder / ADAPTER)
+        return _with_adapter(model, located.folder / ADAPTER).eval()
 
 
 def model_kind(spec: Model, base_dir: Path) -> Kind:
     """Whether a recipe's model is a decoder or an encoder, without reading its weights. Raises as ``open_model`` does."""
-    with _quiet():
+    with quiet():
         folder = locate(spec, base_dir).folder
         return kind_of(_configuration(folder), folder)
 
@@ -281,10 +279,17 @@ def _load_class(folder: Path, config: PreTrainedConfig, labels: Sequence[str], s
 
 
 def _with_adapter(model: LanguageModel, folder: Path) -> LanguageModel:
-    if folder.is_dir():
+    """The model with the adapter saved beside it merged in: what comes after sees plain weights."""
+    if not folder.is_dir():
+        return model
+    try:
         adapted = PeftModel.from_pretrained(model.pretrained, str(folder), is_trainable=False, local_files_only=True)
-        model.peft = adapted.eval()
-        model.identity["adapter_sha256"] = hash_of_file(folder / "adapter_model.safetensors")
+        merged = cast(Any, adapted).merge_and_unload()
+    except Exception as error:  # PEFT raises anything on an adapter that does not fit
+        raise _unreadable(folder, error, what="the adapter") from error
+    model.pretrained = merged.requires_grad_(True).eval()
+    model.identity["adapter_sha256"] = hash_of_file(folder / "adapter_model.safetensors")
+    model.notes = (*model.notes, "the adapter saved with the model is merged into its weights")
     return model
 
 
@@ -307,19 +312,3 @@ def _unreadable(path: Path, error: Exception, what: str = "the configuration") -
     return ModelError(
         f"{what} cannot be opened", where=Place(file=str(path)), why=why, fix="get the model again, or use another"
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars and advice from transformers: what matters is in the notes or raised."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()

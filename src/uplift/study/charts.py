@@ -17,7 +17,7 @@ import vl_convert
 
 from uplift.core.report import Arm, CalibrationBin, Curve, Number
 from uplift.study.markup import Html, element, text
-from uplift.study.wording import is_share, show_metric_name, show_score, show_seconds
+from uplift.study.wording import is_share, show_metric_name, show_score, show_seconds, visible
 
 Spec = dict[str, Any]
 VEGA_LITE = "6.4"
@@ -101,7 +101,7 @@ def score_against_cost(arms: Sequence[Arm], metric: str, recommended: str | None
     return _svg(spec, f"{name} against time", f"{name} and time of each arm: {spoken}.")
 
 
-def training_curves(name: str, curves: Sequence[Curve], width: int = 300, height: int = 150) -> Html | None:
+def training_curves(name: str, curves: Sequence[Curve], width: int = 200, height: int = 120) -> Html | None:
     """Training and validation loss by optimizer step; None when there is neither."""
     shown = {curve.name: curve for curve in curves if any(value is not None for value in curve.values)}
     layers = []
@@ -160,7 +160,7 @@ def _point(arm: Arm, chosen: bool) -> _Point | None:
     value = arm.score.value
     low, high = (value if end is None else end for end in (arm.score.low, arm.score.high))
     seconds = max((arm.cost.seconds or 0) + (arm.cost.evaluation_seconds or 0), 0.05)
-    return _Point(arm.name, seconds, value, low, high, chosen)
+    return _Point(visible(arm.name), seconds, value, low, high, chosen)
 
 
 def _cost_frame(points: Sequence[_Point]) -> _Frame:
@@ -243,7 +243,7 @@ def _svg(spec: Spec, title: str, description: str) -> Html:
     described = element("title", title, id=ids[0]) + element("desc", description, id=ids[1])
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" role="img" class="chart" viewBox="0 0 {width:g} {height:g}" '
-        f'style="max-width:{width:g}px" aria-labelledby="{text(" ".join(ids))}">'
+        f'style="max-width:{1.15 * width:g}px" aria-labelledby="{text(" ".join(ids))}">'
     )
     return Html(f"{head}{described}{body}</svg>")
 

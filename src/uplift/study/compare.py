@@ -20,6 +20,7 @@ from uplift.evaluate.outcomes import (
     replicates,
     require_same_items,
     score,
+    score_interval,
 )
 from uplift.evaluate.statistics import (
     Interval,
@@ -30,6 +31,7 @@ from uplift.evaluate.statistics import (
 from uplift.study.wording import show_metric_name, show_p, show_score, show_seconds
 
 SIGNIFICANT = 0.05
+RESAMPLES = 2000
 PLACEBO_LEVEL = 0.99
 """A placebo is called out only when a 99 % interval leaves chance out: a false alarm in one of 100 comparisons."""
 
@@ -152,8 +154,7 @@ def rank_arms(arms: Sequence[ArmResult], metric: str, seeds: Sequence[int], resa
         if not runs:
             continue
         values = tuple(score(run, metric) for run in runs)
-        interval = percentile_interval(float(np.mean(values)), replicates(runs, metric, resamples=resamples))
-        scored.append((arm, interval, values))
+        scored.append((arm, _interval(arm, runs, values, metric, resamples), values))
     sign = -1 if higher_is_better(metric) else 1
     scored.sort(
         key=lambda entry: (
@@ -163,6 +164,13 @@ def rank_arms(arms: Sequence[ArmResult], metric: str, seeds: Sequence[int], resa
         )
     )
     return [RankedArm(rank, *entry) for rank, entry in enumerate(scored, start=1)]
+
+
+def _interval(arm: ArmResult, runs: Sequence[Outcomes], values: Sequence[float], metric: str, resamples: int) -> Interval:
+    """Over seeds and items; over items alone (as in the run's own report) when there is one run."""
+    if arm.repeats or len(runs) == 1:
+        return score_interval(runs[0], metric, resamples=resamples)
+    return percentile_interval(float(np.mean(values)), replicates(runs, metric, resamples=resamples))
 
 
 def pair_tests(
@@ -215,7 +223,11 @@ def conclude(
     placebo: ArmResult | None = None,
     resamples: int = 2000,
 ) -> Conclusion:
-    """Rank, test and recommend. Raises DataError when arms saw different items."""
+    """Rank, test and recommend. Raises DataError when arms saw different items.
+
+    At least ``RESAMPLES`` resamples are drawn: fewer could not give a p-value that survives the correction for many tests.
+    """
+    resamples = max(resamples, RESAMPLES)
     check_same_items([*arms, *([placebo] if placebo else [])])
     failed = tuple(arm for arm in arms if not arm.outcomes)
     working = [arm for arm in arms if arm.outcomes]
@@ -229,6 +241,8 @@ def conclude(
     chosen, reasons = recommend(ranking, tests, reference, metric)
     judged = judge_placebo(placebo, metric, seeds, resamples) if placebo is not None and placebo.outcomes else None
     warnings = _warnings(ranking, tests, failed, judged, seeds)
+    if placebo is not None and judged is None:
+        warnings += tuple(f"The placebo of `{placebo.name}` (seed {s}) failed: {why}" for s, why in placebo.failures.items())
     return Conclusion(
         metric,
         len(first),

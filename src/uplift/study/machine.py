@@ -6,9 +6,8 @@ The peak is a measured matrix multiplication, never a data sheet; speeds elsewhe
 from __future__ import annotations
 
 import os
-import resource
-import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -145,11 +144,11 @@ def peak_memory_bytes() -> int:
     """Most memory held since ``reset_peak_memory`` (else since the start): of the CUDA device if used, else of this process."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return max(torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count()))
-    with contextlib.suppress(OSError, StopIteration):
+    found: list[int] = []
+    with suppress(OSError):
         lines = Path("/proc/self/status").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) * 1024
-    memory = psutil.Process().memory_info()
-    return int(getattr(memory, "peak_wset", memory.rss))
+        found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")]
+    return found[0] if found else int(psutil.Process().memory_info().rss)
 
 
 def reset_peak_memory() -> None:
@@ -157,7 +156,7 @@ def reset_peak_memory() -> None:
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         for index in range(torch.cuda.device_count()):
             torch.cuda.reset_peak_memory_stats(index)
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         control = os.open("/proc/self/clear_refs", os.O_WRONLY)  # a switch of the Linux kernel, not a file
         try:
             os.write(control, b"5")
@@ -172,11 +171,3 @@ def _memory(device: torch.device) -> tuple[int, int]:
         return total, free
     memory = psutil.virtual_memory()
     return memory.total, memory.available
-
-
-def peak_memory_bytes() -> int:
-    """Most memory this process held so far: of the accelerator where one is used, else resident memory."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return int(torch.cuda.max_memory_allocated())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

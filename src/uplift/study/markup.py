@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import html
-import re
 from collections.abc import Iterable
+
+from uplift.study.wording import visible
 
 VOID = frozenset({"meta", "br", "col"})
 
@@ -16,9 +17,8 @@ class Html(str):
 
 
 def text(value: object) -> Html:
-    """Any value as text: escaped, with characters that XML forbids (and that hide or reorder text) made visible."""
-    shown = re.sub(r"[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069\ufffe\uffff\ud800-\udfff]", "\ufffd", str(value))
-    return Html(html.escape(shown, quote=True))
+    """Any value as text: escaped, with characters that hide or break text made visible."""
+    return Html(html.escape(visible(str(value)), quote=True))
 
 
 def join(*content: object) -> Html:

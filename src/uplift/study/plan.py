@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -116,8 +116,7 @@ class Plan(BaseModel):
     def rows(self) -> list[tuple[str, str, str]]:
         """(what, how much, how it comes about) for people."""
         found, memory, tokens = self.structure, self.memory, self.tokens
-        parts = (("weights", memory.weights), ("gradients", memory.gradients), ("optimizer", memory.optimizer))
-        parts += (("activations", memory.activations), ("head", memory.head), ("process", memory.process))
+        parts = [(name, float(size)) for name, size in asdict(memory).items()]
         share = 100 * found.trainable / max(1, found.parameters)
         reach = f"{found.trained_layers} of {found.layers} layers are trained through"
         each = f"{self.training_flops_per_token / 1e6:,.0f} MFLOP a token, {self.passes} forward passes a step"

@@ -90,7 +90,7 @@ def _comparison(report: ComparisonReport) -> Html:
         _classes(report.arm(report.recommendation.arm)),
         _tests(report),
         effects_section([(arm.name, effect) for arm in report.arms for effect in arm.effects]),
-        predicted_section([*((arm.name, arm.cost) for arm in arms if arm.cost), ("everything", report.cost)]),
+        predicted_section([*((arm.name, arm.cost) for arm in arms if arm.cost), ("total", report.cost)]),
         data_section(report.data),
         events_section(report.events),
         reproduce_section(report),
@@ -253,8 +253,7 @@ def _cost_and_placebo(report: ComparisonReport) -> Html | None:
                 show_score(report.metric, placebo.score.value),
                 join(show_interval(report.metric, placebo.score), " ", word),
             ),
-            tile("blind guessing scores", show_score(report.metric, placebo.chance)),
-            element("p", prose(placebo.text), class_="muted small") if placebo.text else None,
+            tile("blind guessing scores", show_score(report.metric, placebo.chance), prose(placebo.text)),
             class_="tiles",
         )
     body = element("div", card, note, class_="pair") if card and note else card or note

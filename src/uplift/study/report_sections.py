@@ -203,44 +203,41 @@ def predicted_section(costs: Sequence[tuple[str, Cost]]) -> Html | None:
         plan = cost.predicted
         if plan is None:
             continue
-        columns = (
-            (show_seconds, plan.seconds, cost.seconds),
-            (show_count, plan.tokens, cost.tokens),
-            (show_bytes, plan.peak_memory_bytes, cost.peak_memory_bytes),
-            (show_bytes, plan.disk_bytes, cost.disk_bytes),
+        cells = (
+            _planned(show_seconds(plan.seconds), show_seconds(cost.seconds), cost.seconds, plan.seconds),
+            _planned(show_count(plan.tokens), show_count(cost.tokens), cost.tokens, plan.tokens),
+            _planned(
+                show_bytes(plan.peak_memory_bytes),
+                show_bytes(cost.peak_memory_bytes),
+                cost.peak_memory_bytes,
+                plan.peak_memory_bytes,
+            ),
+            _planned(show_bytes(plan.disk_bytes), show_bytes(cost.disk_bytes), cost.disk_bytes, plan.disk_bytes),
         )
-        cells = [
-            number(show(predicted), " → ", element("b", show(measured)), sub(_ratio(measured, predicted)))  # type: ignore[operator]
-            for show, predicted, measured in columns
-        ]
         rows.append(element("tr", row_head(name), *cells))
     head = ["", *(number_head(name) for name in ("Training time", "Tokens", "Peak memory", "Disk"))]
     lead = "What the plan foretold before the first step → what was measured, and the ratio of the two."
     return section("Predicted and measured", lead, table(head, rows, "Predicted and measured") if rows else None)
 
 
-def _ratio(measured: float | None, predicted: float | None) -> Html | None:
-    if measured is None or not predicted:
-        return None
-    far = not 0.75 <= measured / predicted <= 1.33
-    return element("span", show_ratio(measured, predicted), class_="caution" if far else None)
+def _planned(predicted: str, measured: str, value: float | None, plan: float | None) -> Html:
+    """One cell: predicted → measured, and below it their ratio, coloured when it is far from 1."""
+    far = value is not None and plan and not 0.75 <= value / plan <= 1.33
+    ratio = element("span", show_ratio(value, plan), class_="caution" if far else None) if value is not None and plan else None
+    return number(predicted, " → ", element("b", measured), sub(ratio))
 
 
 def data_section(data: DataReport | None) -> Html | None:
     """Where every input row went."""
     if data is None:
         return None
-    whole = max(data.rows_in, 1)
-    kept = _stack([(data.rows_kept, "", f"{data.rows_kept:,} kept"), (data.rows_quarantined, "loss", "")], whole)
+    checked = [(data.rows_kept, "", "kept"), (data.rows_quarantined, "loss", "quarantined")]
     parts = [(data.train, "", "train"), (data.validation, "second", "validation"), (data.test, "third", "test")]
-    known = [(count, kind, f"{name} {count:,}") for count, kind, name in parts if count]
     flow = element(
         "div",
-        element("span", "Rows in"),
-        element("span", _stack([(data.rows_in, "", f"{data.rows_in:,}")], whole), class_="whole"),
-        element("span", "After checks"),
-        kept,
-        join(element("span", "Divided into"), _stack(known, whole)) if known else None,
+        _stack("Rows in", [(data.rows_in, "whole", "read")], data.rows_in),
+        _stack("After checks", checked, data.rows_in),
+        _stack("Divided into", parts, data.rows_in) if any(count for count, _, _ in parts) else None,
         class_="flow card",
     )
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(data.reasons.items(), key=lambda item: -item[1]))
@@ -255,15 +252,13 @@ def data_section(data: DataReport | None) -> Html | None:
     return section("Data", lead, flow)
 
 
-def _stack(parts: Sequence[tuple[int | None, str, str]], whole: int) -> Html:
-    blocks = (
-        element(
-            "i", label, style=f"width:{100 * count / whole:.2f}%", class_=kind or None, title=label or f"{count:,} quarantined"
-        )
-        for count, kind, label in parts
-        if count
-    )
-    return element("span", *blocks, class_="stack")
+def _stack(title: str, parts: Sequence[tuple[int | None, str, str]], whole: int) -> Html:
+    """One line of the flow: a title, a bar with one block per part, the counts in words."""
+    known = [(count, kind or None, name) for count, kind, name in parts if count]
+    blocks = (element("i", style=f"width:{100 * count / max(whole, 1):.2f}%", class_=kind) for count, kind, _ in known)
+    words = (element("span", element("i", class_=kind), f"{count:,} {name}") for count, kind, name in known)
+    bar = element("span", *blocks, class_="stack", aria_hidden="true")
+    return join(element("span", title), bar, element("span", *words, class_="counts"))
 
 
 def events_section(events: Sequence[EventSummary]) -> Html | None:

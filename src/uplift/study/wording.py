@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from uplift.core.report import Difference, Interval, Report
 
 PLAIN_METRICS = frozenset(
@@ -9,6 +11,7 @@ PLAIN_METRICS = frozenset(
 )
 """Metrics shown as they are; all others are shares and shown in per cent."""
 DASH = "–"
+_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufffe\uffff\ud800-\udfff]")
 
 GLOSSARY: tuple[tuple[str, str], ...] = (
     ("Score", "the main metric on test rows that no arm has trained on; every arm sees the same rows."),
@@ -28,6 +31,11 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
 )
 
 
+def visible(text: str) -> str:
+    """Text with the characters that steer terminals, hide or reorder text, or break XML replaced by a visible mark."""
+    return _HIDDEN.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
 def is_share(metric: str) -> bool:
     """Whether a metric is a share from 0 to 1, shown in per cent."""
     return metric.removeprefix("validation_").removeprefix("base_") not in PLAIN_METRICS
@@ -38,10 +46,10 @@ def show_score(metric: str, value: float | None, *, signed: bool = False, unit: 
     if value is None:
         return DASH
     if not is_share(metric):
-        return f"{value:+.3f}" if signed else f"{value:.3f}"
+        return _minus(f"{value:+.3f}" if signed else f"{value:.3f}")
     if signed:
-        return f"{100 * value:+.1f}" + (" points" if unit else "")
-    return f"{100 * value:.1f}" + (" %" if unit else "")
+        return _minus(f"{100 * value:+.1f}") + (" points" if unit else "")
+    return _minus(f"{100 * value:.1f}") + (" %" if unit else "")
 
 
 def show_interval(metric: str, interval: Interval, *, signed: bool = False) -> str:
@@ -113,6 +121,10 @@ def show_ratio(measured: float | None, predicted: float | None) -> str:
     return f"{measured / predicted:.2f} ×" if measured is not None and predicted else DASH
 
 
+def _minus(number: str) -> str:
+    return number.replace("-", "\N{MINUS SIGN}")
+
+
 def verdict(report: Report) -> str:
     """What one run came to, in a sentence; names are in backticks."""
     if report.status == "running":
@@ -124,9 +136,11 @@ def verdict(report: Report) -> str:
     evaluation = report.evaluation
     name, score = show_metric_name(evaluation.metric), show_score(evaluation.metric, evaluation.value)
     if evaluation.difference is None:
-        return f"It reaches {name} {score} on {evaluation.items:,} held-out rows; there is no base score to hold it against."
+        return (
+            f"`{report.name}` reaches {name} {score} on {evaluation.items:,} held-out rows; no base score to hold it against."
+        )
     gain = _gain(evaluation.metric, evaluation.difference, evaluation.higher_is_better)
-    return f"It reaches {name} {score} on {evaluation.items:,} held-out rows, {gain}."
+    return f"`{report.name}` reaches {name} {score} on {evaluation.items:,} held-out rows, {gain}."
 
 
 def _gain(metric: str, difference: Difference, higher_is_better: bool) -> str:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from uplift.core.legality import given_words
-from uplift.core.recipe import Comparison, Recipe, RecipeArm
+from uplift.core.recipe import Comparison, FileSource, GgufModel, HfModel, PackageModel, PackageSource, Recipe, RecipeArm
 from uplift.core.recipe_file import arm_recipe, to_yaml
 from uplift.core.technique import Technique
+from uplift.data.packages import cached
+from uplift.study.plan import Plan
 from uplift.verbs.techniques import COST_OF_A_STEP, SEAMS, seams_of
 
 PHASES = ("structure", "adapter", "precision")
@@ -31,11 +34,13 @@ class Explanation:
     cost: float
     given: tuple[str, ...]
     demands: tuple[tuple[str, dict[str, tuple[str, ...]]], ...]
-    plan: Any = None
+    plan: Plan | None = None
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
+        predicted = None if self.plan is None else self.plan.model_dump(mode="json")
         return {
+            "plan": predicted,
             "name": self.name,
             "hash": self.hash,
             "recipe": self.yaml,
@@ -47,7 +52,7 @@ class Explanation:
         }
 
 
-def explain(recipe: Recipe, plan: Any = None) -> Explanation:
+def explain(recipe: Recipe, plan: Plan | None = None) -> Explanation:
     """What ``recipe`` will do; ``plan`` (of ``uplift.verbs.plan``) is carried along to be shown beside it."""
     declared = [item.declare() for item in recipe.techniques]
     demands = []
@@ -70,6 +75,17 @@ def explain(recipe: Recipe, plan: Any = None) -> Explanation:
 def explain_arms(comparison: Comparison) -> list[Explanation]:
     """What each trained or prompted arm of a comparison will do."""
     return [explain(arm_recipe(comparison, arm)) for arm in comparison.arms if isinstance(arm, RecipeArm)]
+
+
+def missing(recipe: Recipe, base_dir: Path) -> str:
+    """What must be fetched or written before a plan can look at it; empty when everything is on this machine."""
+    model, sources = recipe.model, [recipe.data.train, recipe.data.validation, recipe.data.test]
+    packages = [each.name for each in [model, *sources] if isinstance(each, PackageModel | PackageSource)]
+    paths = [each.path for each in [model, *sources] if isinstance(each, GgufModel | FileSource)]
+    paths += [model.id] if isinstance(model, HfModel) else []
+    absent = [name for name in packages if not cached(name)]
+    absent += [path for path in paths if not (base_dir / Path(path).expanduser()).exists()]
+    return ", ".join(dict.fromkeys(absent))
 
 
 def _chain(techniques: list[Technique], seam: str) -> tuple[str, ...]:

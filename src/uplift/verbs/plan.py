@@ -13,8 +13,7 @@ from uplift.learn.assemble import assemble, build_engine
 from uplift.learn.parallel import processes
 from uplift.learn.preflight import check_longest, measure_rate
 from uplift.study.machine import choose_threads, peak_memory_bytes, reset_peak_memory
-from uplift.study.plan import Plan, Probe
-from uplift.study.plan import plan as foretell
+from uplift.study.plan import Plan, Probe, plan as foretell
 
 
 def plan(recipe: Recipe, base_dir: Path, *, probe: bool = False) -> Plan:

@@ -175,10 +175,13 @@ def _predicted(folder: Run) -> Predicted | None:
 
 
 def save_model(assembly: Assembly, folder: Run, display: Display) -> None:
-    """Write ``model/`` (and ``adapter/`` inside it where an adapter stays unmerged) under the commit protocol."""
+    """Write ``model/`` (an adapter that stays unmerged inside it, a merged one beside it) under the commit protocol."""
     if assembly.trains:
         display.stage("saving the model")
         commit_directory(folder.model_dir, assembly.model.save, {"recipe": assembly.recipe.hash()})
+        adapter = getattr(assembly.model, "merged_adapter", None)  # kept by a technique that merged it
+        if adapter is not None:
+            commit_directory(folder.adapter_dir, adapter.save, {"recipe": assembly.recipe.hash()})
 
 
 def _measure(assembly: Assembly, base: Measured | None, display: Display, spent: Spent) -> Measured | None:

@@ -1,0 +1,257 @@
+"""The benchmark: Uplift against each peer, two workers taking turns step by step, one table at the end."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from bench import ours, peers
+from bench.gate import Gate, Step, Worker
+from bench.workload import LINEAR_NAMES, SMOLLM2, TINY, Shape, Work, model_flops
+from uplift.core.errors import UpliftError
+from uplift.core.storage import write_atomically
+from uplift.study.machine import gemm_flops, other_load, physical_cores
+
+RESULTS = Path(__file__).parent / "results"
+WARMUP = 1
+"""Steps of each worker that are not counted."""
+PEAK_SIZE, PEAK_SECONDS = 2048, 1.0
+SAME_LOSS = 1e-4
+"""Largest relative difference of the first step's loss at which two systems are said to do the same work (fp32)."""
+VERSIONED = ("llm-uplift", "torch", "transformers", "trl", "peft", "accelerate")
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A system to compare with. ``kind`` chooses the bar; ``same_documents``: its steps hold the same documents as ours."""
+
+    name: str
+    train: Callable[[Work, Gate], None]
+    kind: str
+    same_documents: bool = True
+
+
+PEERS = (
+    Peer("transformers Trainer", peers.train_trainer, "default"),
+    Peer("TRL SFTTrainer", peers.train_trl, "default"),
+    Peer("TRL packing=True", peers.train_trl_packed, "packed", same_documents=False),
+    Peer("loop, one document a forward", peers.train_by_document, "tuned"),
+    Peer("loop, grouped by length", peers.train_grouped, "tuned", same_documents=False),
+)
+BARS = {
+    "full": {"default": 2.0, "packed": 1.5, "tuned": 1.25},
+    "lora": {"default": 2.0, "packed": 1.5, "tuned": 1.35},
+}
+"""Least speed of Uplift as a multiple of the peer's."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What one run of Uplift beside one peer gave. Speeds in tokens per second, memory in bytes, ``peak`` in FLOP/s.
+
+    ``difference``: relative difference of the first step's loss, from equal weights on equal documents; None when the peer
+    saw others. ``drift``: the largest over the later steps, after real updates.
+    """
+
+    work: str
+    peer: str
+    kind: str
+    bar: float
+    speed: float
+    peer_speed: float
+    cpu_speed: float
+    peer_cpu_speed: float
+    memory: int
+    peer_memory: int
+    peak_share: float
+    peer_peak_share: float
+    difference: float | None
+    drift: float | None
+    load: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster Uplift is by the clock."""
+        return self.speed / self.peer_speed
+
+    @property
+    def cpu_ratio(self) -> float:
+        """How many times less CPU time Uplift takes."""
+        return self.cpu_speed / self.peer_cpu_speed
+
+    @property
+    def problems(self) -> list[str]:
+        """What is not reached, by how much; empty: all bars are met."""
+        found = [f"short by {self.bar - self.ratio:.2f}x"] if self.ratio < self.bar else []
+        if self.memory > self.peer_memory:
+            found.append(f"{(self.memory - self.peer_memory) / 2**30:.1f} GiB more")
+        if self.difference is not None and not self.difference <= SAME_LOSS:
+            found.append("other loss")
+        return found
+
+
+def run_pair(work: Work, peer: Peer, peak: float, verbose: bool = False) -> Pair:
+    """Uplift and one peer, alternating; whoever begins changes each step, so that a drifting machine favours neither."""
+    own = Worker("Uplift", partial(ours.train, work), verbose)
+    other = Worker(peer.name, partial(peer.train, work), verbose)
+    load = other_load()
+    try:
+        for number in range(work.steps):
+            for worker in (own, other) if number % 2 == 0 else (other, own):
+                worker.step(number)
+    finally:
+        own.close()
+        other.close()
+    documents = [document for number in range(work.steps) for document in work.step(number)]
+    per_token = model_flops(work, documents) / sum(map(len, documents))
+    speed, peer_speed = own.speed(WARMUP), other.speed(WARMUP)
+    difference, drift = _loss_differences(own.steps, other.steps) if peer.same_documents else (None, None)
+    return Pair(
+        work.name,
+        peer.name,
+        peer.kind,
+        BARS[work.name][peer.kind],
+        speed,
+        peer_speed,
+        own.cpu_speed(WARMUP),
+        other.cpu_speed(WARMUP),
+        own.peak,
+        other.peak,
+        speed * per_token / peak,
+        peer_speed * per_token / peak,
+        difference,
+        drift,
+        load,
+    )
+
+
+def _loss_differences(own: list[Step], other: list[Step]) -> tuple[float, float]:
+    if [step.tokens for step in own] != [step.tokens for step in other]:
+        return math.inf, math.inf
+    differences = [abs(a.loss - b.loss) / abs(b.loss) for a, b in zip(own, other, strict=True)]
+    return differences[0], max(differences[1:], default=0.0)
+
+
+# -- what comes out ----------------------------------------------------------------------------------------------------
+def table_of(pairs: list[Pair], title: str) -> Table:
+    """The one table."""
+    table = Table(title=title, title_justify="left")
+    headings = ("peer", "peer tok/s", "Uplift tok/s", "faster", "by CPU time", "bar", "of GEMM peak", "peak GiB", "loss differs by", "")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in ("peer", "") else "right")
+    for index, pair in enumerate(pairs):
+        table.add_row(
+            f"{pair.work}: {pair.peer}",
+            f"{pair.peer_speed:.1f}",
+            f"{pair.speed:.1f}",
+            f"{pair.ratio:.2f}x",
+            f"{pair.cpu_ratio:.2f}x",
+            f"{pair.bar:.2f}x",
+            f"{pair.peer_peak_share:.0%} / {pair.peak_share:.0%}",
+            f"{pair.peer_memory / 2**30:.1f} / {pair.memory / 2**30:.1f}",
+            "other documents" if pair.difference is None else f"{pair.difference:.0e} ({pair.drift:.0e})",
+            ", ".join(pair.problems) or "PASS",
+            end_section=index + 1 < len(pairs) and pairs[index + 1].work != pair.work,
+        )
+    return table
+
+
+def machine_record(threads: int, peak: float, load: float) -> dict[str, Any]:
+    """Where and with what this was measured."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "processor": processor_name(),
+        "cores": physical_cores(),
+        "threads": threads,
+        "load_before": round(load, 2),
+        "gemm_gflops": round(peak / 1e9, 1),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in VERSIONED},
+    }
+
+
+def processor_name() -> str:
+    """The processor's model, as the system names it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def pair_record(pair: Pair) -> dict[str, Any]:
+    """A pair as JSON values."""
+    values = {name: round(value, 6) if isinstance(value, float) else value for name, value in vars(pair).items()}
+    values |= {"difference": pair.difference, "drift": pair.drift}
+    return values | {"ratio": round(pair.ratio, 3), "cpu_ratio": round(pair.cpu_ratio, 3), "problems": pair.problems}
+
+
+def measured_peak(threads: int) -> float:
+    """FLOP/s of a large fp32 matrix product here and now, with this many threads."""
+    torch.set_num_threads(threads)
+    return gemm_flops(torch.device("cpu"), torch.float32, PEAK_SIZE, PEAK_SECONDS)
+
+
+def works_of(only: str | None, shape: Shape, counted: int, threads: int) -> list[Work]:
+    """Full fine-tuning and LoRA of rank 16, or one of them."""
+    full = Work("full", shape, None, WARMUP + counted, threads=threads)
+    chosen = [full, replace(full, name="lora", rank=16)]
+    return [work for work in chosen if only in (None, work.name)]
+
+
+def run(
+    *,
+    only: str | None = None,
+    peer: str | None = None,
+    counted: int = 3,
+    threads: int | None = None,
+    tiny: bool = False,
+    verbose: bool = False,
+    name: str = "training",
+    results: Path = RESULTS,
+    console: Console | None = None,
+) -> list[Pair]:
+    """Measure all pairs, print the table and write ``results/<name>.json``. ``peer``: only peers whose name contains this."""
+    console = console or Console(width=170)
+    threads = threads or physical_cores()
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
+    load, peak = other_load(), measured_peak(threads)
+    machine = machine_record(threads, peak, load)
+    console.print(f"{machine['processor']}: {threads} threads, {peak / 1e9:.0f} GFLOP/s, load of others {load:.1f}")
+    pairs, failures = [], []
+    for work in works_of(only, TINY if tiny else SMOLLM2, counted, threads):
+        for candidate in PEERS:
+            if peer is not None and peer.lower() not in candidate.name.lower():
+                continue
+            try:
+                pairs.append(run_pair(work, candidate, peak, verbose))
+            except UpliftError as error:
+                failures.append({"work": work.name, "peer": candidate.name, "error": str(error)})
+                console.print(f"[red]{work.name}: {candidate.name}[/red]: {error}", highlight=False)
+                continue
+            last = pairs[-1]
+            console.print(f"{work.name}: {last.peer}: {last.ratio:.2f}x by the clock, {last.cpu_ratio:.2f}x by CPU time")
+            _write(results / f"{name}.json", machine, pairs, failures)
+    shape = TINY if tiny else SMOLLM2
+    title = f"{shape.name} shape, fp32, 8 documents a step, {len(LINEAR_NAMES)} kinds of linear layers adapted by LoRA; peer / Uplift"
+    console.print(table_of(pairs, title))
+    return pairs
+
+
+def _write(path: Path, machine: dict[str, Any], pairs: list[Pair], failures: list[dict[str, str]]) -> None:
+    record = {"machine": machine, "pairs": [pair_record(pair) for pair in pairs], "failures": failures}
+    write_atomically(path, json.dumps(record, indent=1) + "\n")

@@ -1,0 +1,46 @@
+"""Every two techniques: either they train together, or the recipe is refused with a reason and a remedy."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from pathlib import Path
+
+import torch
+
+from uplift.core.capability import Clash
+from uplift.core.legality import clashes_of
+from uplift.core.recipe import Recipe
+from uplift.core.registry import technique_class, technique_modules
+from uplift.testing.contract import recipe_for
+from uplift.testing.training import Trained, train
+
+TOGETHER = {"steps": 2, "evaluate_every": 1, "batch_tokens": 512, "lr": 3e-3, "save_every": 2}
+
+
+def all_pairs() -> list[tuple[str, str]]:
+    """Every two registered techniques once; which one is written first alternates."""
+    pairs = combinations(sorted(technique_modules()), 2)
+    return [pair if index % 2 == 0 else (pair[1], pair[0]) for index, pair in enumerate(pairs)]
+
+
+def pair_recipe(first: str, second: str, directory: Path) -> Recipe:
+    """A tiny recipe with both techniques at their defaults and whatever the two need."""
+    techniques = [technique_class(use).model_validate({"use": use}) for use in (first, second)]
+    return recipe_for(directory, techniques, rows=48, train=TOGETHER)
+
+
+def check_pair(first: str, second: str, directory: Path) -> Trained | list[Clash]:
+    """Train both together for two steps, or return why they are refused. Raises AssertionError when neither is sound."""
+    recipe = pair_recipe(first, second, directory)
+    clashes = clashes_of(recipe)
+    if clashes:
+        for clash in clashes:
+            assert clash.what and clash.why and clash.fix, f"{first} + {second}: refused without a reason or a remedy: {clash}"
+        return clashes
+    trained = train(recipe, directory / "runs")
+    assert all(bool(torch.isfinite(value).all()) for value in trained.weights.values()), f"{first} + {second}: weights"
+    last = [value for (step, name), value in trained.metrics.items() if name == "loss" and step == TOGETHER["steps"]]
+    assert len(last) == 1, f"{first} + {second}: no second step"
+    proofs = [technique.effect() for technique in trained.techniques]
+    assert [proof.technique for proof in proofs] == [first, second]
+    return trained
