@@ -5,24 +5,22 @@ from __future__ import annotations
 import json
 import os
 import resource
-import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from tests.faults.marks import RESUME, SAVE, SAVED, TRAIN, TRAINED
+from tests.faults.marks import RESUME, SAVE, SAVED, STEP, TRAIN, TRAINED
 
+from uplift.cli.main import main
 from uplift.core import storage
 from uplift.core.disk import Disk
-from uplift.core.errors import UpliftError
-from uplift.core.recipe import Recipe
 from uplift.learn.engine import Engine
 from uplift.verbs import run as verbs_run
 
 
-class LimitedDisk(Disk):
-    """Refuses writing once ``room`` bytes were written, the way a full disk does; with ``kill_at`` it kills at that call."""
+class LethalDisk(Disk):
+    """Kills its own process after a call of a given number."""
 
     def __init__(self, kill_at: int) -> None:
         self.calls, self.kill_at = 0, kill_at
@@ -49,31 +47,26 @@ class LimitedDisk(Disk):
 
 
 def train(
-    recipe: dict[str, Any],
+    recipe: str,
     journal: str,
     marks: str | None = None,
     file_limit: int | None = None,
     kill_at_call: int | None = None,
+    step_seconds: float = 0.0,
 ) -> int:
-    """Carry out ``recipe``; returns the exit code of the command line.
+    """``uplift run recipe``; returns its exit code.
 
     ``marks``: a FIFO for the marks. ``journal``: a file that gets one JSON line when training begins (step, leftovers).
     ``file_limit``: largest file in bytes that may be written. ``kill_at_call``: SIGKILL after so many calls to the disk.
+    ``step_seconds``: added to every step.
     """
-    _watch(marks, Path(journal))
+    _watch(marks, Path(journal), step_seconds)
     verbs_run.render_html = _no_page  # type: ignore[assignment]
     if file_limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, resource.RLIM_INFINITY))
     if kill_at_call is not None:
-        storage.disk = LimitedDisk(kill_at_call)
-    try:
-        verbs_run.run(
-            Recipe.model_validate_json(json.dumps(recipe)), Path("/"), console=Console(file=sys.stdout, no_color=True)
-        )
-    except UpliftError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+        storage.disk = LethalDisk(kill_at_call)
+    return main(["run", recipe, "--json"])
 
 
 def _no_page(report: object) -> str:
@@ -81,7 +74,7 @@ def _no_page(report: object) -> str:
     return "<html></html>"
 
 
-def _watch(marks: str | None, journal: Path) -> None:
+def _watch(marks: str | None, journal: Path, step_seconds: float) -> None:
     """Wrap the engine's methods so that the parent sees where the child is. Only this forked process is changed."""
     descriptor = os.open(marks, os.O_WRONLY) if marks else None
 
@@ -101,6 +94,13 @@ def _watch(marks: str | None, journal: Path) -> None:
 
         return wrapped
 
+    def slowly(engine: Engine, indices: list[int]) -> dict[str, float]:
+        time.sleep(step_seconds)
+        mark(STEP)
+        return step(engine, indices)
+
+    step = Engine._step
+    Engine._step = slowly  # type: ignore[method-assign]
     Engine.resume = around(Engine.resume, RESUME, None)  # type: ignore[method-assign]
     Engine.train = around(Engine.train, TRAIN, TRAINED)  # type: ignore[method-assign]
     Engine.commit = around(Engine.commit, SAVE, SAVED)  # type: ignore[method-assign]

@@ -214,11 +214,10 @@ class Attempt:
         if not self._fifo.exists():
             os.mkfifo(self._fifo)
         self._marks = os.open(self._fifo, os.O_RDONLY | os.O_NONBLOCK)
-        recipe_json = recipe.model_dump(mode="json")
+        file = place / "recipe.yaml"
+        file.write_text(json.dumps(recipe.model_dump(mode="json")))  # JSON is YAML
         self.started = time.monotonic()
-        self.pid = server.start(
-            "train", self.log, recipe=recipe_json, journal=str(self.journal), marks=str(self._fifo), **faults
-        )
+        self.pid = server.start("train", self.log, recipe=str(file), journal=str(self.journal), marks=str(self._fifo), **faults)
 
     def await_mark(self, wanted: int, count: int = 1) -> bool:
         """Wait until the child made this mark so many times; False when it ended before."""

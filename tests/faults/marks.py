@@ -1,5 +1,5 @@
-"""Marks a child writes to its parent: before it looks for a checkpoint, before step 1, around each save, after training."""
+"""Marks a child writes: before it looks for a checkpoint, before training, in each step, around each save, after training."""
 
 from __future__ import annotations
 
-RESUME, TRAIN, SAVE, SAVED, TRAINED = b"PRCcD"
+RESUME, TRAIN, STEP, SAVE, SAVED, TRAINED = b"PRsCcD"

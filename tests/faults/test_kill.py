@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from tests.faults.harness import (
     RECIPES,
+    Attempt,
     ForkServer,
     Reference,
     Verdict,
@@ -62,11 +63,9 @@ def test_a_kill_at_every_thirteenth_call_to_the_disk(
     reference = references["chat"]
     for call in range(1, 110, 13):
         recipe = elsewhere(reference.recipe, tmp_path / str(call))
-        place = Path(recipe.output_dir)
-        place.mkdir()
-        arguments = {"recipe": recipe.model_dump(mode="json"), "journal": str(place / "journal.jsonl")}
-        assert server.run("train", place / "log.txt", **arguments, kill_at_call=call) == -9, (place / "log.txt").read_text()
-        assert server.run("train", place / "log.txt", **arguments) == 0, (place / "log.txt").read_text()
+        assert Attempt(server, recipe, kill_at_call=call).end() == -9
+        again = Attempt(server, recipe)
+        assert again.end() == 0, again.log.read_text()
         assert outcome(run_folder(recipe)) == reference.outcome, f"call {call}"
 
 

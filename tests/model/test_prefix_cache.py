@@ -92,6 +92,35 @@ def test_inexact_mode_agrees_to_rounding(folder):
     assert torch.allclose(PrefixCache(model, 2, exact=False).get(row), PrefixCache(model, 2).get(row), atol=1e-5)
 
 
+def test_grouped_mode_gives_the_same_bits_after_a_restart(folder):
+    model = opened(folder)
+    items = encoded((7, 12, 5, 9, 3, 30, 8, 8))
+    limit = 60 * 32 * 4  # the third batch's new samples no longer fit
+    batches = [batch(items[:3]), batch(items[2:5]), batch(items[5:]), batch(items[::-1]), batch(items[1::2])]
+    whole = PrefixCache(model, 2, exact=False, memory_limit=limit)
+    expected = [whole.get(row) for row in batches]
+    for stop in range(len(batches)):
+        before = PrefixCache(model, 2, exact=False, memory_limit=limit)
+        for row in batches[:stop]:
+            before.get(row)
+        after = PrefixCache(model, 2, exact=False)
+        after.get(batch(items))  # what a start-up check leaves behind must not matter
+        after.load_state(before.state())
+        if not before.state():
+            after.memory_limit = limit
+        assert all(torch.equal(after.get(row), value) for row, value in zip(batches[stop:], expected[stop:], strict=True))
+        assert after.bytes == whole.bytes <= limit
+
+
+def test_a_sample_twice_in_a_batch(folder):
+    model = opened(folder)
+    item = encoded((6,))[0]
+    for exact in (True, False):
+        cache = PrefixCache(model, 2, exact=exact)
+        hidden = cache.get(batch([item, item]))
+        assert torch.equal(hidden[:, :6], hidden[:, 6:]) and (cache.hits, cache.misses) == (1, 1)
+
+
 def test_keyed_by_content(folder):
     model = opened(folder)
     first, second = encoded((6,), 1), encoded((6,), 2)

@@ -100,6 +100,16 @@ def test_time_budget_bounds_the_time() -> None:
     assert foretold.as_predicted().seconds == foretold.seconds and foretold.as_predicted().disk_bytes == foretold.disk_bytes
 
 
+def test_frozen_layers_cost_once(tmp_path: Path) -> None:
+    options = {"task_options": {"head": "classifier"}, "techniques": [{"use": "linear_probe"}]}
+    long = {"steps": None, "epochs": 10.0}
+    cached = planning.plan(tiny_recipe(tmp_path, train=long, **options), tmp_path)
+    plain = planning.plan(tiny_recipe(tmp_path, train=long, hardware={"prefix_cache": False}, **options), tmp_path)
+    assert cached.training_tokens == plain.training_tokens and cached.seconds < plain.seconds
+    pace = planning.Pace(first=2.0, again=0.5, epoch=100)
+    assert pace.seconds(50) == 100 and pace.seconds(300) == 300 and pace.tokens(300) == 300 and pace.tokens(100) == 50
+
+
 def test_memory_follows_what_trains() -> None:
     recipe = Recipe.model_validate({"model": "x", "data": {"train": "y"}, "train": {"batch_tokens": 1024}})
     tokens = Tokens(rows=1000, mean=135, longest=400, learned=0.5, test_rows=0)

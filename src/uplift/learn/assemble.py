@@ -12,7 +12,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-from uplift.core.errors import RecipeError
+from uplift.core.errors import RecipeError, RecipeErrors
+from uplift.core.legality import clashes_of
 from uplift.core.recipe import ClassifyTask, Recipe, Task
 from uplift.core.run import Run
 from uplift.core.technique import Phase, Technique
@@ -72,6 +73,7 @@ def resolve_head(task: Task, kind: str) -> HeadKind:
 def assemble(recipe: Recipe, base_dir: Path, parallel: Parallel, parts: Parts | None = None) -> Assembly:
     """Read the data, open the model and apply the ``samples`` chain; the model is not edited yet."""
     head = resolve_head(recipe.task, model_kind(recipe.model, base_dir))
+    _refuse_clashes(recipe, head)
     parts = parts or load_parts(recipe.data, recipe.task, base_dir, head)
     labels = parts.labels if isinstance(recipe.task, ClassifyTask) else ()
     model = open_model(recipe.model, head=head, labels=labels, base_dir=base_dir, device=parallel.device, seed=recipe.seed)
@@ -80,6 +82,13 @@ def assemble(recipe: Recipe, base_dir: Path, parallel: Parallel, parts: Parts | 
     plain = corpora_of(parts)
     corpora = {part: apply_samples(corpus, techniques) for part, corpus in plain.items()}
     return Assembly(recipe, parts, model, techniques, encoder, plain, corpora, list(model.notes))
+
+
+def _refuse_clashes(recipe: Recipe, head: HeadKind) -> None:
+    """Now that the head is known: what does not fit it is refused before the model is loaded."""
+    clashes = clashes_of(recipe, "classifier" if head == "class" else "words")
+    if clashes:
+        raise RecipeErrors([RecipeError(clash.what, where=clash.key, why=clash.why, fix=clash.fix) for clash in clashes])
 
 
 def corpora_of(parts: Parts) -> dict[Part, Corpus]:

@@ -23,6 +23,7 @@ from uplift.core.storage import free_bytes
 from uplift.core.values import Sample
 from uplift.data.chat import Encoder
 from uplift.data.dataset import Parts, load_parts
+from uplift.evaluate.scoring import shared_prefix
 from uplift.learn.assemble import CPU_MICRO_TOKENS, DEVICE_MICRO_TOKENS, apply_samples, corpora_of, resolve_head
 from uplift.learn.linear_loss import CPU_CHUNK, DEVICE_CHUNK_ELEMENTS
 from uplift.model.opening import model_kind
@@ -43,13 +44,17 @@ STEP_SECONDS = 0.02
 
 @dataclass(frozen=True)
 class Tokens:
-    """Lengths of the training rows, from a sample of them: mean and longest, and the share of tokens that is learned."""
+    """Lengths of the training rows, from a sample of them: mean and longest, and the share of tokens that is learned.
+
+    ``shared``: leading tokens of all prompts, which an evaluation runs once.
+    """
 
     rows: int
     mean: float
     longest: int
     learned: float
     test_rows: int
+    shared: int = 0
 
     @property
     def per_epoch(self) -> float:
@@ -80,6 +85,7 @@ class Probe:
 
     seconds_per_token: float
     peak_memory_bytes: int | None = None
+    seconds_again: float | None = None
 
 
 class Plan(BaseModel):
@@ -193,7 +199,8 @@ def sample_tokens(samples: Sequence[Sample], rows: int, encoder: Encoder, test_r
     encoded = [encoder.encode(sample) for sample in samples]
     lengths = [len(item) for item in encoded] or [1]
     learned = sum(sum(weight > 0 for weight in item.weights) for item in encoded)
-    return Tokens(rows, sum(lengths) / len(lengths), max(lengths), learned / max(1, sum(lengths)), test_rows)
+    shared = shared_prefix([tuple(item.ids) for item in encoded]) if encoder.kind == "causal" and learned else 0
+    return Tokens(rows, sum(lengths) / len(lengths), max(lengths), learned / max(1, sum(lengths)), test_rows, shared)
 
 
 def measured_machine(recipe: Recipe) -> machine.Machine:
@@ -235,7 +242,41 @@ def step_cost(recipe: Recipe) -> tuple[int, float]:
     return 1 + sum(one.passes for one in declared), 1 + sum(one.cost for one in declared) / 3
 
 
-def horizon(recipe: Recipe, tokens: Tokens, flops_per_token: float, tokens_per_second: float) -> tuple[float, int]:
+@dataclass(frozen=True)
+class Pace:
+    """Seconds per token: when a row is seen for the first time, and again (frozen lower layers come from the cache then)."""
+
+    first: float
+    again: float
+    epoch: float
+    """Tokens of an epoch."""
+
+    def seconds(self, tokens: float) -> float:
+        """Time for so many training tokens."""
+        return min(tokens, self.epoch) * self.first + max(0.0, tokens - self.epoch) * self.again
+
+    def tokens(self, seconds: float) -> float:
+        """Training tokens in so much time."""
+        whole = self.epoch * self.first
+        return seconds / self.first if seconds <= whole else self.epoch + (seconds - whole) / self.again
+
+
+def pace_of(recipe: Recipe, structure: Structure, tokens: Tokens, speed: float, probe: Probe | None) -> Pace:
+    """The pace at ``speed`` FLOP/s, or the probe's."""
+    overhead = STEP_SECONDS / step_size(recipe, tokens)
+    if probe is not None:
+        return Pace(
+            probe.seconds_per_token + overhead, (probe.seconds_again or probe.seconds_per_token) + overhead, tokens.per_epoch
+        )
+    forward, multiplier = forward_flops(structure, tokens), step_cost(recipe)[1]
+    work = training_flops(structure, tokens) * multiplier if structure.trainable else forward
+    perturbed = any("embeddings" in technique.declare().mutates for technique in recipe.techniques)
+    cached = recipe.hardware.prefix_cache and structure.trainable > 0 and not perturbed
+    saved = (1 - structure.backward_share) * forward if cached else 0.0
+    return Pace(work / speed + overhead, max(work - saved, 0.01 * work) / speed + overhead, tokens.per_epoch)
+
+
+def horizon(recipe: Recipe, tokens: Tokens, flops_per_token: float, pace: Pace) -> tuple[float, int]:
     """(training tokens, steps): epochs or steps, cut by the first budget met."""
     train = recipe.train
     if train.steps == 0 or not tokens.rows:
@@ -246,7 +287,7 @@ def horizon(recipe: Recipe, tokens: Tokens, flops_per_token: float, tokens_per_s
     limits = [total]
     limits += [float(budget.tokens)] if budget.tokens is not None else []
     limits += [budget.flops / flops_per_token] if budget.flops is not None else []
-    limits += [budget.seconds * tokens_per_second] if budget.seconds is not None else []
+    limits += [pace.tokens(budget.seconds)] if budget.seconds is not None else []
     return min(limits), max(1, math.ceil(min(limits) / step_tokens))
 
 
@@ -296,11 +337,9 @@ def foretell(recipe: Recipe, structure: Structure, tokens: Tokens, found: machin
     training = training_flops(structure, tokens) * multiplier if structure.trainable else 0.0
     peak = found.gemm_flops * (max(1.0, found.bf16_ratio) if found.device != "cpu" else 1.0)
     speed = peak * EFFICIENCY.get(found.device, EFFICIENCY["cpu"])
-    overhead = STEP_SECONDS / step_size(recipe, tokens)
-    rate = 1 / (training / speed + overhead) if training else speed / forward
-    if probe is not None:
-        rate = 1 / (probe.seconds_per_token + overhead)
-    total, steps = horizon(recipe, tokens, training or forward, rate)
+    pace = pace_of(recipe, structure, tokens, speed, probe)
+    total, steps = horizon(recipe, tokens, training or forward, pace)
+    seconds = pace.seconds(total)
     memory = memory_of(recipe, structure, tokens, found.device)
     peak_memory = probe.peak_memory_bytes if probe and probe.peak_memory_bytes else round(memory.total)
     evaluations = 1 + (recipe.evaluate.base and structure.trainable > 0)
@@ -313,12 +352,12 @@ def foretell(recipe: Recipe, structure: Structure, tokens: Tokens, found: machin
         cost_multiplier=multiplier,
         training_flops_per_token=training,
         forward_flops_per_token=forward,
-        tokens_per_second=rate,
+        tokens_per_second=total / seconds if seconds else 1 / pace.first,
         steps=steps,
         training_tokens=total,
         epochs=total / tokens.per_epoch if tokens.rows else 0.0,
-        seconds=total / rate,
-        evaluation_seconds=evaluations * tokens.test_rows * tokens.mean * forward / speed,
+        seconds=seconds,
+        evaluation_seconds=evaluations * tokens.test_rows * (tokens.mean - tokens.shared) * forward / speed,
         disk_bytes=disk_of(recipe, structure),
         calibrated=probe is not None,
         peak_memory_bytes=peak_memory,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import combinations
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from uplift.core.registry import technique_class, technique_modules
 from uplift.testing.contract import recipe_for
 from uplift.testing.training import Trained, train
 
-TOGETHER = {"steps": 2, "evaluate_every": 1, "batch_tokens": 512, "lr": 3e-3, "save_every": 2}
+PROOF_STEPS = 10
+"""So many steps give every technique the time to prove itself."""
 
 
 def all_pairs() -> list[tuple[str, str]]:
@@ -23,15 +25,19 @@ def all_pairs() -> list[tuple[str, str]]:
     return [pair if index % 2 == 0 else (pair[1], pair[0]) for index, pair in enumerate(pairs)]
 
 
-def pair_recipe(first: str, second: str, directory: Path) -> Recipe:
+def pair_recipe(first: str, second: str, directory: Path, steps: int = 2) -> Recipe:
     """A tiny recipe with both techniques at their defaults and whatever the two need."""
+    section = {"steps": steps, "evaluate_every": 1, "save_every": steps, "batch_tokens": 512, "lr": 3e-3}
     techniques = [technique_class(use).model_validate({"use": use}) for use in (first, second)]
-    return recipe_for(directory, techniques, rows=48, train=TOGETHER)
+    return recipe_for(directory, techniques, rows=48, train=section)
 
 
-def check_pair(first: str, second: str, directory: Path) -> Trained | list[Clash]:
-    """Train both together for two steps, or return why they are refused. Raises AssertionError when neither is sound."""
-    recipe = pair_recipe(first, second, directory)
+def check_pair(first: str, second: str, directory: Path, steps: int = 2) -> Trained | list[Clash]:
+    """Train both together, or return why they are refused. Raises AssertionError when neither is sound.
+
+    From ``PROOF_STEPS`` steps on, both must have proven their effect.
+    """
+    recipe = pair_recipe(first, second, directory, steps)
     clashes = clashes_of(recipe)
     if clashes:
         for clash in clashes:
@@ -39,8 +45,9 @@ def check_pair(first: str, second: str, directory: Path) -> Trained | list[Clash
         return clashes
     trained = train(recipe, directory / "runs")
     assert all(bool(torch.isfinite(value).all()) for value in trained.weights.values()), f"{first} + {second}: weights"
-    last = [value for (step, name), value in trained.metrics.items() if name == "loss" and step == TOGETHER["steps"]]
-    assert len(last) == 1, f"{first} + {second}: no second step"
+    losses = [value for (_, name), value in trained.metrics.items() if name == "loss"]
+    assert len(losses) >= 2 and all(map(math.isfinite, losses)), f"{first} + {second}: losses {losses}"
     proofs = [technique.effect() for technique in trained.techniques]
     assert [proof.technique for proof in proofs] == [first, second]
+    assert steps < PROOF_STEPS or all(proof.passed for proof in proofs), f"{first} + {second}: {proofs}"
     return trained

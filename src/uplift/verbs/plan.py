@@ -36,4 +36,4 @@ def run_probe(recipe: Recipe, base_dir: Path) -> Probe:
             rate = measure_rate(engine)
             # The probe takes no optimizer step, so the two moments are still to come.
             moments = 2 * sum(parameter.numel() * parameter.element_size() for parameter in engine.parameters.values())
-            return Probe(rate.first, peak_memory_bytes() + moments)
+            return Probe(rate.first, peak_memory_bytes() + moments, rate.again)

@@ -1,0 +1,66 @@
+"""Every two legal techniques train together; every other pair is refused with a reason and a remedy."""
+
+from __future__ import annotations
+
+import pytest
+
+from uplift.core.legality import clashes_of
+from uplift.testing.pairs import PROOF_STEPS, all_pairs, check_pair, pair_recipe
+from uplift.testing.tiny import tiny_recipe
+
+REFUSED = {
+    frozenset(pair)
+    for pair in (
+        ("lora", "l2_sp"),
+        ("lora", "l1_proximal"),
+        ("lora", "linear_probe"),
+        ("linear_probe", "l2_sp"),
+        ("linear_probe", "l1_proximal"),
+        ("linear_probe", "layerwise_lr"),
+        ("ema", "l1_proximal"),
+    )
+}
+"""Besides these, only what needs no training (few_shot) cannot be joined with what needs it."""
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory):
+    return tmp_path_factory.mktemp("pairs")
+
+
+@pytest.mark.parametrize(("first", "second"), all_pairs())
+def test_two_steps_together(first: str, second: str, directory) -> None:
+    result = check_pair(first, second, directory)
+    expected = frozenset((first, second)) in REFUSED or "few_shot" in (first, second)
+    assert isinstance(result, list) == expected, result
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "second"), all_pairs())
+def test_both_prove_themselves(first: str, second: str, directory) -> None:
+    check_pair(first, second, directory, PROOF_STEPS)
+
+
+@pytest.mark.parametrize("pair", sorted(sorted(pair) for pair in REFUSED))
+def test_refusals_do_not_depend_on_the_order(pair: list[str], directory) -> None:
+    for first, second in (pair, pair[::-1]):
+        assert clashes_of(pair_recipe(first, second, directory))
+
+
+@pytest.mark.parametrize(
+    ("techniques", "changes", "words"),
+    [
+        (["early_stopping"], {"data": {"split": {"validation": 0.0}}}, "no validation data"),
+        (["linear_probe"], {"task_options": {"head": "words"}}, "no classification head"),
+        (["few_shot"], {}, "the recipe also trains"),
+        (["few_shot"], {"train": {"steps": 0}, "task_options": {"head": "classifier"}}, "no question in words"),
+        (["lora"], {"train": {"steps": 0}}, "trains nothing"),
+        (["lora", "lora"], {}, "already owns adapter"),
+        (["ema", "ema"], {}, "already owns"),
+    ],
+)
+def test_a_recipe_that_cannot_work_is_refused(techniques, changes, words, directory) -> None:
+    recipe = tiny_recipe(directory, techniques=techniques, **changes)
+    found = clashes_of(recipe)
+    assert any(words in clash.why for clash in found), found
+    assert all(clash.fix for clash in found)
