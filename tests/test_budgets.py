@@ -247,7 +247,7 @@ def test_the_repository_speaks_of_nothing_but_the_project() -> None:
 
 
 # -- start-up ----------------------------------------------------------------------------------------------------------
-HEAVY = ("torch", "transformers", "peft", "datasets", "sklearn", "numpy", "altair")
+HEAVY = ("torch", "transformers", "peft", "datasets", "sklearn", "numpy")
 
 
 def quickest(code: str, tries: int = 3) -> tuple[float, str]:

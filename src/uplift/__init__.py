@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from uplift.core.errors import UpliftError as UpliftError
-    from uplift.core.recipe import Comparison as Comparison
-    from uplift.core.recipe import Recipe as Recipe
-    from uplift.core.recipe_file import load_any as load_any
-    from uplift.core.recipe_file import load_comparison as load_comparison
-    from uplift.core.recipe_file import load_recipe as load_recipe
-    from uplift.core.recipe_file import to_yaml as to_yaml
+    from uplift.core.recipe import Comparison as Comparison, Recipe as Recipe
+    from uplift.core.recipe_file import (
+        load_any as load_any,
+        load_comparison as load_comparison,
+        load_recipe as load_recipe,
+        to_yaml as to_yaml,
+    )
     from uplift.core.technique import Technique as Technique
 
 __version__ = "0.1.0"
@@ -30,7 +31,7 @@ _HOMES = {
     "load_comparison": "uplift.core.recipe_file",
     "load_any": "uplift.core.recipe_file",
     "to_yaml": "uplift.core.recipe_file",
-    "open_model": "uplift.model.from_hf",
+    "open_model": "uplift.model.opening",
     "run": "uplift.verbs.run",
     "compare": "uplift.verbs.compare",
     "plan": "uplift.verbs.plan",

@@ -62,95 +62,69 @@ def train(model: LanguageModel, batches: list[Batch], cache: PrefixCache | None,
     return losses
 
 
+def filled(model: LanguageModel, items: list[Encoded], memory_limit: int | None = None) -> PrefixCache:
+    cache = PrefixCache(model, 2, memory_limit=memory_limit)
+    assert sum(cache.fill(items)) <= sum(map(len, items))
+    return cache
+
+
 def test_training_with_the_cache_is_training_without(folder):
-    batches = [batch(encoded((7, 12, 5), seed)) for seed in range(3)]
+    sets = [encoded((7, 12, 5), seed) for seed in range(3)]
+    batches = [batch(items) for items in sets]
     plain, with_cache = opened(folder), opened(folder)
-    cache = PrefixCache(with_cache, 2)
+    cache = filled(with_cache, [item for items in sets for item in items])
     expected, found = train(plain, batches, None), train(with_cache, batches, cache)
     assert max(abs(a - b) for a, b in zip(expected, found, strict=True)) < 1e-5
     for name, parameter in plain.parameters_by_name().items():
         assert torch.allclose(parameter, with_cache.parameters_by_name()[name], atol=1e-5)
-    assert cache.misses == 9 and cache.hits == 18 and cache.bytes == 3 * 24 * 32 * 4
+    assert (cache.hits, cache.misses, cache.bytes) == (27, 0, 3 * 24 * 32 * 4)
 
 
-def test_hidden_states_do_not_depend_on_company_or_order(folder):
+@pytest.mark.parametrize("limit", [None, 0, 30 * 32 * 4])
+def test_bits_do_not_depend_on_company_order_or_restart(folder, limit):
     model = opened(folder)
     items = encoded((7, 12, 5, 9, 3, 30))
-    together, apart = PrefixCache(model, 2), PrefixCache(model, 2)
-    whole = together.get(batch(items))
-    for item in reversed(items):
-        apart.get(batch([item]))
-    assert apart.misses == 6
-    assert torch.equal(apart.get(batch(items)), whole)
-    assert torch.equal(torch.cat([together.get(batch([item])) for item in items], dim=1), whole)
+    first, again = filled(model, items, limit), filled(model, list(reversed(items)), limit)
+    whole = first.get(batch(items))
+    assert torch.equal(again.get(batch(items)), whole)
+    assert torch.equal(torch.cat([again.get(batch([item])) for item in items], dim=1), whole)
     assert not whole.requires_grad
+    assert first.bytes <= (66 * 32 * 4 if limit is None else limit)
 
 
-def test_inexact_mode_agrees_to_rounding(folder):
+def test_what_is_not_kept_is_computed_each_time(folder):
     model = opened(folder)
-    row = batch(encoded((7, 12, 5, 9)))
-    assert torch.allclose(PrefixCache(model, 2, exact=False).get(row), PrefixCache(model, 2).get(row), atol=1e-5)
+    row = batch(encoded((10, 10, 10)))
+    empty, full = PrefixCache(model, 2, memory_limit=0), filled(model, encoded((10, 10, 10)))
+    assert torch.allclose(empty.get(row), full.get(row), atol=1e-5)
+    assert (empty.hits, empty.misses, empty.bytes) == (0, 3, 0) and (full.hits, full.misses) == (3, 0)
 
 
-def test_grouped_mode_gives_the_same_bits_after_a_restart(folder):
-    model = opened(folder)
-    items = encoded((7, 12, 5, 9, 3, 30, 8, 8))
-    limit = 60 * 32 * 4  # the third batch's new samples no longer fit
-    batches = [batch(items[:3]), batch(items[2:5]), batch(items[5:]), batch(items[::-1]), batch(items[1::2])]
-    whole = PrefixCache(model, 2, exact=False, memory_limit=limit)
-    expected = [whole.get(row) for row in batches]
-    for stop in range(len(batches)):
-        before = PrefixCache(model, 2, exact=False, memory_limit=limit)
-        for row in batches[:stop]:
-            before.get(row)
-        after = PrefixCache(model, 2, exact=False)
-        after.get(batch(items))  # what a start-up check leaves behind must not matter
-        after.load_state(before.state())
-        if not before.state():
-            after.memory_limit = limit
-        assert all(torch.equal(after.get(row), value) for row, value in zip(batches[stop:], expected[stop:], strict=True))
-        assert after.bytes == whole.bytes <= limit
-
-
-def test_a_sample_twice_in_a_batch(folder):
+def test_a_sample_twice_is_kept_once(folder):
     model = opened(folder)
     item = encoded((6,))[0]
-    for exact in (True, False):
-        cache = PrefixCache(model, 2, exact=exact)
-        hidden = cache.get(batch([item, item]))
-        assert torch.equal(hidden[:, :6], hidden[:, 6:]) and (cache.hits, cache.misses) == (1, 1)
+    cache = filled(model, [item, item])
+    hidden = cache.get(batch([item, item]))
+    assert torch.equal(hidden[:, :6], hidden[:, 6:]) and cache.bytes == 6 * 32 * 4
 
 
 def test_keyed_by_content(folder):
     model = opened(folder)
     first, second = encoded((6,), 1), encoded((6,), 2)
-    cache = PrefixCache(model, 2)
+    cache = filled(model, first)
     before = cache.get(batch(first))
     same_id = Encoded(first[0].id, second[0].ids, second[0].weights)
-    assert not torch.equal(cache.get(batch([same_id])), before)
+    assert not torch.equal(cache.get(batch([same_id])), before) and cache.misses == 1
     other_id = Encoded("another", first[0].ids, first[0].weights)
-    assert torch.equal(cache.get(batch([other_id])), before) and cache.hits == 1
-
-
-def test_memory_limit_and_half_precision(folder):
-    model = opened(folder)
-    row = batch(encoded((10, 10, 10)))
-    limited = PrefixCache(model, 2, memory_limit=2 * 10 * 32 * 4)
-    expected = limited.get(row)
-    assert torch.equal(limited.get(row), expected)
-    assert limited.bytes == 2 * 10 * 32 * 4 and (limited.hits, limited.misses) == (2, 4)
-    half = PrefixCache(model, 2, dtype=torch.float16)
-    first = half.get(row)
-    assert torch.equal(half.get(row), first) and half.bytes == 3 * 10 * 32 * 2
-    assert torch.allclose(first, expected, atol=1e-2) and first.dtype == torch.float32
+    assert torch.equal(cache.get(batch([other_id])), before) and cache.hits == 2
 
 
 def test_training_mode_and_dropout_do_not_matter(folder):
     model = opened(folder)
     for layer in model.layers:
         layer.self_attn.attention_dropout = 0.5
-    row = batch(encoded((9, 4)))
-    expected = PrefixCache(model, 2).get(row)
+    items = encoded((9, 4))
+    expected = filled(model, items).get(batch(items))
     model.train()
-    assert torch.equal(PrefixCache(model, 2).get(row), expected)
+    assert torch.equal(filled(model, items).get(batch(items)), expected)
     assert model.pretrained.training

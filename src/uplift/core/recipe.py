@@ -150,6 +150,8 @@ class ClassifyTask(Section):
     label: str = "label"
     labels: Mapping[str, str] = Field(default_factory=dict)
     head: Literal["auto", "words", "classifier"] = "auto"
+    system: Annotated[str, Field(min_length=1)] | None = None
+    """System message in `words` mode; default: the chat template's own."""
     prompt: str = "{text}\n\nWhich label fits: {labels}? Answer with the label only."
 
     @field_validator("prompt")

@@ -178,7 +178,7 @@ class DataReport(ReportPart):
     reasons: Mapping[str, Count] = Field(default_factory=dict)
     """Quarantined rows by the rule they broke."""
     leaked: Count | None = None
-    """Test rows that also occur in the training part; they were taken out of it."""
+    """Test rows that overlap with training or validation rows: the same words, or 13 words in a row."""
     fingerprint: str = ""
 
     @model_validator(mode="after")

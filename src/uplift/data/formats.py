@@ -145,7 +145,8 @@ def _classify(row: Row, task: ClassifyTask, head: Head, labels: Labels) -> Sampl
     slots = {"text": text, "labels": ", ".join(labels.words)}
     # One pass over the template: braces in the text are text.
     question = re.sub(r"\{(text|labels)\}", lambda match: slots[match[1]], task.prompt)
-    return sample.with_messages((Message("user", question), Message("assistant", labels.words[index], learn=True)))
+    turns = [Message("user", question), Message("assistant", labels.words[index], learn=True)]
+    return sample.with_messages([Message("system", task.system), *turns] if task.system else turns)
 
 
 def _plain(row: Row, task: TextTask) -> Sample:

@@ -335,6 +335,8 @@ class Engine:
         """
         name = self.parallel.share_text(self._newest() if self.parallel.first else "")
         if not name:
+            if self.parallel.first:
+                self.run.forget_after(0)
             return False
         state, weights, memory, techniques = load_checkpoint(self._home / "checkpoints" / name)
         changed = compare_identity(state.identity, self.state.identity)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
@@ -12,6 +12,8 @@ from uplift.core.storage import preflight_space
 from uplift.learn.engine import Engine
 from uplift.learn.state import load_checkpoint
 
+TIMED = 2
+"""Micro-batches behind a measured speed."""
 ADAM_COPIES = 3
 """Weights and two moments."""
 RESERVE = 0.97
@@ -22,12 +24,8 @@ LOOKING = 0.15
 """Largest share of a time budget that goes into validations."""
 
 
-@dataclass(frozen=True)
-class Rate:
-    """Measured seconds per token of training: the first time a token is seen, and again (prefix cached)."""
-
-    first: float
-    again: float
+PREFIX_SHARE = 0.5
+"""Largest share of a time budget that goes into filling the cache of the frozen layers; above it there is no cache."""
 
 
 def check_space(engine: Engine) -> int:
@@ -66,24 +64,51 @@ def check_round_trip(engine: Engine) -> None:
             )
 
 
-def measure_rate(engine: Engine) -> Rate:
-    """Seconds per token from one ordinary micro-batch, run after the longest one has warmed everything up."""
+def fill_prefix(engine: Engine, seconds: float | None) -> None:
+    """Fill the cache of the frozen layers if the run is long enough for it to pay, else do without; its time counts.
+
+    Below one epoch there is nothing to save.
+    """
+    cache, samples = engine.learner.prefix, engine.feed.encoded
+    if cache is None:
+        return
+    begin, done = time.monotonic(), 0
+    short = engine.planned < len(samples)
+    for tokens in () if short else cache.fill(samples):
+        done += tokens
+        foretold = (time.monotonic() - begin) * engine.feed.tokens / done
+        if engine.parallel.any(seconds is not None and foretold > PREFIX_SHARE * seconds):
+            short = True
+            break
+    if short:
+        engine.learner.prefix = None
+    engine.state.prefix_cached = not short
+    engine.state.seconds += time.monotonic() - begin
+
+
+def ordinary_samples(engine: Engine) -> list[int]:
+    """Indices of about one micro-batch of samples from the middle of the first epoch."""
     steps = engine.feed.steps(0, engine.planned)
-    indices, tokens = [], 0
+    indices: list[int] = []
+    tokens = 0
     for index in steps[len(steps) // 2]:
         indices.append(index)
         tokens += len(engine.feed.encoded[index])
         if tokens >= engine.state.micro_tokens:
             break
-    times = []
-    for _ in range(2):
-        begin = time.monotonic()
+    return indices
+
+
+def measure_rate(engine: Engine) -> float:
+    """Seconds per token of training on ordinary samples; run it after the longest ones have warmed everything up."""
+    indices = ordinary_samples(engine)
+    begin = time.monotonic()
+    for _ in range(TIMED):
         engine.probe(indices)
-        times.append((time.monotonic() - begin) / tokens)
-    return Rate(times[0], min(times[1], times[0]) if engine.learner.prefix is not None else sum(times) / 2)
+    return (time.monotonic() - begin) / (TIMED * sum(len(engine.feed.encoded[index]) for index in indices))
 
 
-def fit_to_seconds(engine: Engine, rate: Rate, seconds: float) -> None:
+def fit_to_seconds(engine: Engine, per_token: float, seconds: float) -> None:
     """Turn a time budget into a token limit, so the schedule ends with the budget and a restart ends at the same step."""
     looking = 0.0
     if engine.validation:
@@ -93,25 +118,23 @@ def fit_to_seconds(engine: Engine, rate: Rate, seconds: float) -> None:
         cost = time.monotonic() - begin
         engine.state.looks = max(1, min(engine.state.looks, int(seconds * LOOKING / cost)))
         looking = cost * engine.state.looks
-    room = max(seconds * RESERVE - looking, seconds * 0.5)
-    per_token, epoch = rate.first, engine.feed.tokens
-    tokens = room / per_token
-    if tokens > epoch:
-        tokens = epoch + (room - epoch * per_token) / rate.again
-    limit = max(1, int(tokens))
+    left = seconds * RESERVE - engine.state.seconds
+    limit = max(1, int(max(left - looking, left * 0.5) / per_token))
     known = engine.horizon.tokens
     engine.horizon = replace(engine.horizon, tokens=min(limit, known) if known else limit)
     engine.state.token_limit = engine.horizon.tokens
 
 
-def preflight(engine: Engine, seconds: float | None) -> Rate:
-    """All checks of a fresh run, ending with a committed step-0 checkpoint. ``seconds``: the recipe's time budget."""
+def preflight(engine: Engine, seconds: float | None) -> float:
+    """All checks of a fresh run, ending with a committed step-0 checkpoint; returns the foretold seconds of training.
+
+    ``seconds``: the recipe's time budget.
+    """
     check_space(engine)
+    fill_prefix(engine, seconds)
     check_longest(engine)
-    rate = measure_rate(engine)
+    per_token = engine.parallel.sum([measure_rate(engine)])[0] / engine.parallel.world**2
     if seconds is not None:
-        # Each process timed its share of the same tokens, so the mean is the time of a token of the whole step.
-        first, again = (value / engine.parallel.world for value in engine.parallel.sum([rate.first, rate.again]))
-        fit_to_seconds(engine, Rate(first, again), seconds)
+        fit_to_seconds(engine, per_token, seconds)
     check_round_trip(engine)
-    return rate
+    return engine.state.seconds + engine.planned * engine.feed.tokens / len(engine.feed.encoded) * per_token

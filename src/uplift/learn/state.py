@@ -44,6 +44,7 @@ class RunState:
     best_step: int | None = None
     validations: int = 0
     looks: int = 10
+    prefix_cached: bool = False
     stopped: str = ""
     identity: dict[str, str] = field(default_factory=dict)
 

@@ -1,15 +1,8 @@
-"""Keeps the output of frozen lower layers, so that from the second epoch on only the layers above are run.
+"""Keeps the output of frozen lower layers, so that training runs only the layers above them.
 
 Keyed by the tokens of a sample: what the tokens are is all that frozen layers depend on. Dropout in the frozen layers is off,
-as in a frozen feature extractor.
-
-The last bits of a matrix product depend on how many rows it has, so a sample's hidden states depend on what it is computed
-with. Two ways keep a restarted run equal to the last bit:
-
-- ``exact``: every sample is computed alone. Nothing has to be remembered; over short samples (25 tokens) the first pass costs
-  twice a packed one.
-- otherwise the new samples of a batch are computed together, at full speed, and the grouping is part of the run's state
-  (``state``, ``load_state``): after a restart a group is computed again as it was.
+as in a frozen feature extractor. The cache is filled once, before step 1, in packed blocks whose composition depends on the
+samples alone; so the same run finds the same bits in it, in whatever order samples come and after any restart.
 
 Shapes: T tokens of a row, L tokens of a sample, D hidden width.
 """
@@ -17,105 +10,64 @@ Shapes: T tokens of a row, L tokens of a sample, D hidden width.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import psutil
 import torch
 from torch import Tensor
 
-from uplift.core.values import Batch
+from uplift.core.values import Batch, Encoded, Progress
+from uplift.data.packing import pack, split_micro
 from uplift.model.language_model import LanguageModel
 
 SHARE_OF_MEMORY = 0.25
+BLOCK_TOKENS = 1024
 
 
 class PrefixCache:
-    """Outputs of layer ``depth`` (1-based) of samples seen before, in ``dtype`` on the CPU, up to ``memory_limit`` bytes.
+    """Outputs of layer ``depth`` (1-based) in float32 on the CPU, up to ``memory_limit`` bytes (default: a quarter of all).
 
-    When the limit is reached nothing is evicted: further samples are computed each time. ``hits``, ``misses`` and ``bytes``
-    say what it did.
+    ``hits``, ``misses`` and ``bytes`` say what it did.
     """
 
-    def __init__(
-        self,
-        model: LanguageModel,
-        depth: int,
-        *,
-        dtype: torch.dtype = torch.float32,
-        memory_limit: int | None = None,
-        exact: bool = True,
-    ) -> None:
-        self.model, self.depth, self.dtype, self.exact = model, depth, dtype, exact
-        self.memory_limit = int(psutil.virtual_memory().available * SHARE_OF_MEMORY) if memory_limit is None else memory_limit
+    def __init__(self, model: LanguageModel, depth: int, *, memory_limit: int | None = None) -> None:
+        self.model, self.depth = model, depth
+        self.memory_limit = int(psutil.virtual_memory().total * SHARE_OF_MEMORY) if memory_limit is None else memory_limit
         self.hits = self.misses = self.bytes = 0
-        self._hidden: dict[bytes, Tensor] = {}
-        self._groups: list[list[Tensor]] = []
-        self._group_of: dict[bytes, int] = {}
+        self._kept: dict[bytes, Tensor] = {}
+
+    def fill(self, encoded: Sequence[Encoded]) -> Iterator[int]:
+        """Compute and keep the samples, shortest first, until memory is used up; yields the tokens of each finished block."""
+        unique = {_key(np.asarray(item.ids)): item for item in encoded}
+        for block in split_micro(sorted(unique.values(), key=len), BLOCK_TOKENS):
+            batch = pack(block, device=self.model.device, progress=Progress(), seed=0)
+            pieces = torch.split(self._compute(batch.ids, batch.positions, batch.lengths), list(batch.lengths))
+            if self.bytes + sum(piece.numel() * 4 for piece in pieces) > self.memory_limit:
+                return
+            for item, piece in zip(block, pieces, strict=True):
+                self._kept[_key(np.asarray(item.ids))] = piece.to("cpu", copy=True)
+                self.bytes += piece.numel() * 4
+            yield batch.ids.shape[1]
 
     def get(self, batch: Batch) -> Tensor:
-        """Output (1, T, D) of layer ``depth`` for a packed batch, without gradient; feed it to ``hidden(start=depth)``."""
-        samples = [piece.to("cpu", torch.int32) for piece in torch.split(batch.ids[0], list(batch.lengths))]
-        keys = [_key(sample) for sample in samples]
-        new = {key: sample for key, sample in zip(keys, samples, strict=True) if key not in self._group_of}
-        self.misses, self.hits = self.misses + len(new), self.hits + len(keys) - len(new)
-        for key in keys:
-            if key in self._group_of and key not in self._hidden:  # computed before the restart
-                self._hidden |= self._compute(self._groups[self._group_of[key]])
-        passing: dict[bytes, Tensor] = {}
-        for group in [[sample] for sample in new.values()] if self.exact else [list(new.values())] if new else []:
-            computed = self._compute(group)
-            (self._hidden if self._remember(group, computed) else passing).update(computed)
-        found = [passing[key] if key in passing else self._hidden[key] for key in keys]
-        return torch.cat(found)[None].to(batch.ids.device, torch.float32)
+        """Output (1, T, D) of layer ``depth`` for a packed batch, without gradient; feed it to ``hidden(start=depth)``.
 
-    def state(self) -> dict[str, Any]:
-        """What a restart needs to give the same bits: which samples were computed together (nothing when ``exact``)."""
-        if self.exact or not self._groups:
-            return {}
-        samples = [sample for group in self._groups for sample in group]
-        return {
-            "ids": torch.cat(samples),
-            "lengths": torch.tensor([len(sample) for sample in samples]),
-            "group_sizes": torch.tensor([len(group) for group in self._groups]),
-            "bytes": self.bytes,
-            "memory_limit": self.memory_limit,
-        }
+        A sample that is not kept is computed on its own: its bits must not depend on its company either.
+        """
+        found = []
+        pieces = zip(*(torch.split(row[0], list(batch.lengths)) for row in (batch.ids, batch.positions)), strict=True)
+        for length, (ids, positions) in zip(batch.lengths, pieces, strict=True):
+            kept = self._kept.get(_key(ids.cpu().numpy()))
+            self.hits, self.misses = self.hits + (kept is not None), self.misses + (kept is None)
+            found.append(self._compute(ids[None], positions[None], (length,)) if kept is None else kept.to(batch.ids.device))
+        return torch.cat(found)[None]
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take over the groups of an earlier run; their hidden states are computed again when they are asked for."""
-        self._hidden, self._groups, self._group_of, self.bytes = {}, [], {}, 0
-        if not state:
-            return
-        samples = iter(torch.split(state["ids"], state["lengths"].tolist()))
-        self.bytes, self.memory_limit = int(state["bytes"]), int(state["memory_limit"])
-        for size in state["group_sizes"].tolist():
-            self._enter([next(samples) for _ in range(size)])
-
-    def _compute(self, group: Sequence[Tensor]) -> dict[bytes, Tensor]:
-        """Hidden states (L, D) of samples computed as one row, in the stored type as every later use has them."""
-        lengths = [len(sample) for sample in group]
-        ids = torch.cat(list(group)).long()[None].to(self.model.device)
-        positions = torch.cat([torch.arange(length) for length in lengths])[None].to(self.model.device)
+    def _compute(self, ids: Tensor, positions: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Output (T, D) of layer ``depth``."""
         with torch.no_grad():
-            hidden = self.model.layer_hidden(self.model.embed(ids), positions, lengths, self.depth)
-        pieces = torch.split(hidden[0].to("cpu", self.dtype), lengths)
-        # Copies: a piece must not keep its whole row in memory.
-        return {_key(sample): piece.clone() for sample, piece in zip(group, pieces, strict=True)}
-
-    def _remember(self, group: list[Tensor], computed: Mapping[bytes, Tensor]) -> bool:
-        """Whether the group as a whole fits; then it is entered."""
-        size = sum(hidden.numel() * hidden.element_size() for hidden in computed.values())
-        if self.bytes + size > self.memory_limit:
-            return False
-        self.bytes += size
-        self._enter([sample.clone() for sample in group])
-        return True
-
-    def _enter(self, group: list[Tensor]) -> None:
-        self._group_of |= dict.fromkeys(map(_key, group), len(self._groups))
-        self._groups.append(group)
+            return self.model.layer_hidden(self.model.embed(ids), positions, lengths, self.depth)[0].float()
 
 
-def _key(sample: Tensor) -> bytes:
-    return hashlib.blake2b(sample.numpy().tobytes(), digest_size=16).digest()
+def _key(ids: np.ndarray) -> bytes:
+    return hashlib.blake2b(ids.astype(np.int64).tobytes(), digest_size=16).digest()

@@ -245,7 +245,7 @@ def data_section(data: DataReport | None) -> Html | None:
     lead += f" ({reasons}), listed in `quarantine.jsonl`." if reasons else "."
     if data.leaked is not None:
         lead += (
-            f" {data.leaked:,} test rows also stood in the training data and were taken out of it."
+            f" {data.leaked:,} test rows overlap with rows that the model was trained or tuned on: their scores flatter."
             if data.leaked
             else " No test row stands in the training data."
         )

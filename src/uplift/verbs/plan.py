@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import deque
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from uplift.core.recipe import Recipe
 from uplift.core.run import Run
 from uplift.learn.assemble import assemble, build_engine
 from uplift.learn.parallel import processes
-from uplift.learn.preflight import check_longest, measure_rate
+from uplift.learn.preflight import check_longest, measure_rate, ordinary_samples
 from uplift.study.machine import choose_threads, peak_memory_bytes, reset_peak_memory
 from uplift.study.plan import Plan, Probe, plan as foretell
 
@@ -32,8 +33,13 @@ def run_probe(recipe: Recipe, base_dir: Path) -> Probe:
             reset_peak_memory()
             assembly = assemble(recipe, base_dir, parallel)
             engine = build_engine(assembly, folder, parallel, lambda progress, metrics: None, lambda audit: None)
+            prefix, engine.learner.prefix = engine.learner.prefix, None
             check_longest(engine)
-            rate = measure_rate(engine)
+            first = again = measure_rate(engine)
+            if prefix is not None:
+                deque(prefix.fill([engine.feed.encoded[index] for index in ordinary_samples(engine)]), maxlen=0)
+                engine.learner.prefix = prefix
+                again = measure_rate(engine)
             # The probe takes no optimizer step, so the two moments are still to come.
             moments = 2 * sum(parameter.numel() * parameter.element_size() for parameter in engine.parameters.values())
-            return Probe(rate.first, peak_memory_bytes() + moments, rate.again)
+            return Probe(first, peak_memory_bytes() + moments, again)

@@ -146,8 +146,7 @@ def _train(assembly: Assembly, folder: Run, parallel: Parallel, display: Display
     folder.write_identity(engine.state.identity)
     if not engine.resume():
         display.stage("preflight: longest batch, speed, checkpoint round trip")
-        rate = preflight(engine, recipe.train.budget.seconds)
-        _predict(engine, rate.first, rate.again, spent, folder)
+        _predict(engine, preflight(engine, recipe.train.budget.seconds), spent, folder)
     else:
         display.stage(f"continuing from step {engine.state.step}")
         spent.predicted = _predicted(folder)
@@ -160,13 +159,11 @@ def _train(assembly: Assembly, folder: Run, parallel: Parallel, display: Display
     assembly.model = finish_model(assembly.model, assembly.techniques)
 
 
-def _predict(engine: Engine, first: float, again: float, spent: Spent, folder: Run) -> None:
+def _predict(engine: Engine, seconds: float, spent: Spent, folder: Run) -> None:
     """Keep what the measured speed foretells, to stand beside what came out."""
-    per_epoch, size = engine.feed.tokens, len(engine.feed.encoded)
-    tokens = engine.planned * per_epoch / size
-    seconds = min(tokens, per_epoch) * first + max(0.0, tokens - per_epoch) * again
-    spent.predicted = Predicted(seconds=seconds, tokens=int(tokens))
-    folder.event("predicted", f"{seconds:.0f} s for {tokens:.0f} tokens", seconds=seconds, tokens=int(tokens))
+    tokens = int(engine.planned * engine.feed.tokens / len(engine.feed.encoded))
+    spent.predicted = Predicted(seconds=seconds, tokens=tokens)
+    folder.event("predicted", f"{seconds:.0f} s for {tokens} tokens", seconds=seconds, tokens=tokens)
 
 
 def _predicted(folder: Run) -> Predicted | None:
@@ -241,6 +238,7 @@ def _report(
         test=len(parts.test),
         labels=parts.labels,
         reasons=reasons,
+        leaked=parts.leakage.ngram,
         fingerprint=parts.fingerprint,
     )
     return Report(
