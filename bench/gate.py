@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
+import torch
+
 from uplift.core.errors import ResourceError
 
 START_SECONDS = 600.0
@@ -43,13 +45,17 @@ class Gate:
         return number
 
     def end(self, tokens: int, loss: float) -> None:
-        """Stop the clock and report."""
+        """Stop the clock, once the accelerator has done its work, and report."""
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
         wall, cpu = time.perf_counter() - self._begun[0], time.process_time() - self._begun[1]
         self.pipe.send(Step(tokens, loss, wall, cpu, peak_memory()))
 
 
 def peak_memory() -> int:
-    """The most memory (bytes) this process has held at once."""
+    """The most memory (bytes) this process has held at once: on the GPU if it uses one, else main memory."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_reserved()
     try:
         with open("/proc/self/status", encoding="ascii") as status:
             lines = [line for line in status if line.startswith("VmHWM")]

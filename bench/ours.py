@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -55,9 +55,9 @@ def encode(documents: Sequence[Sequence[int]]) -> list[Encoded]:
     return items
 
 
-def open_language_model(work: Work, device: torch.device | None = None) -> LanguageModel:
+def open_language_model(work: Work, device: torch.device) -> LanguageModel:
     """The work's model behind Uplift's seam."""
-    pretrained = build_model(work).to(device or torch.device("cpu"))
+    pretrained = build_model(work).to(device)
     tokenizer = build_tokenizer(work.shape.vocabulary)
     return LanguageModel(pretrained, tokenizer, settle(pretrained), kind="causal", head_kind="language")
 
@@ -90,25 +90,40 @@ def build_engine(work: Work, model: LanguageModel, run: Run, parallel: Parallel,
     return engine
 
 
-def train(work: Work, gate: Gate, device: torch.device | None = None, micro_tokens: int = CPU_MICRO_TOKENS) -> None:
+def train(
+    work: Work,
+    gate: Gate,
+    device: str = "cpu",
+    precision: torch.dtype = torch.float32,
+    micro_tokens: int = CPU_MICRO_TOKENS,
+    compiled: bool = False,
+) -> None:
     """Train until the gate says stop. Loop, metrics database and all are the real ones; only checkpoints are left out."""
     torch.set_num_threads(work.threads)
-    parallel = Parallel(device or torch.device("cpu"), precision=torch.bfloat16 if device else torch.float32)
-    model = open_language_model(work, device)
+    parallel = Parallel(torch.device(device), precision=precision)
+    model = open_language_model(work, parallel.device)
     with tempfile.TemporaryDirectory() as folder, Run.create({}, Path(folder), "bench", "0" * 12) as run:
         engine = build_engine(work, model, run, parallel, micro_tokens)
-        number = gate.begin()
-
-        def report(progress: Progress, metrics: Mapping[str, float]) -> None:
-            nonlocal number
-            if number is not None:
-                gate.end(sum(map(len, work.step(number))), metrics["loss"])
-                number = gate.begin()
-            if number is None:
-                raise Done
-
-        engine.report = report
+        if compiled:
+            for layer in model.layers:
+                layer.compile(dynamic=True)
+        engine.report = _turns(work, gate)
         try:
             engine.train()
         except Done:
             pass
+
+
+def _turns(work: Work, gate: Gate) -> Callable[[Progress, Mapping[str, float]], None]:
+    """Waits for the first command now, then reports each step and waits for the next. The report raises Done at the end."""
+    number = gate.begin()
+
+    def report(progress: Progress, metrics: Mapping[str, float]) -> None:
+        nonlocal number
+        if number is not None:
+            gate.end(sum(map(len, work.step(number))), metrics["loss"])
+            number = gate.begin()
+        if number is None:
+            raise Done
+
+    return report

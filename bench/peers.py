@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DataCollatorForSeq2Seq, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from bench.gate import Gate
-from bench.workload import DOCUMENTS, IGNORED, LINEAR_NAMES, LORA_ALPHA, POOL, ROW, Work, build_model, build_tokenizer, labels
+from bench.workload import IGNORED, LINEAR_NAMES, LORA_ALPHA, POOL, ROW, Work, build_model, build_tokenizer, labels
 
 Row = dict[str, list[int]]
 STEPS = 10**6
@@ -58,7 +58,7 @@ def train_by_document(work: Work, gate: Gate) -> None:
 def train_grouped(work: Work, gate: Gate) -> None:
     """Batches of documents of equal length (nearly), drawn from 50 steps' worth; about as many tokens a step as the others."""
     pool = sorted(work.documents(POOL), key=len)
-    groups = [pool[begin : begin + DOCUMENTS] for begin in range(0, len(pool), DOCUMENTS)]
+    groups = [pool[begin : begin + work.batch] for begin in range(0, len(pool), work.batch)]
     plan = []
     for number in range(work.steps):
         wanted = sum(map(len, work.step(number)))
@@ -132,7 +132,7 @@ def _common_arguments(work: Work, folder: str) -> dict[str, Any]:
         "max_steps": STEPS,
         "learning_rate": work.lr,
         "lr_scheduler_type": "constant",
-        "per_device_train_batch_size": DOCUMENTS,
+        "per_device_train_batch_size": work.batch,
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
@@ -141,12 +141,11 @@ def _common_arguments(work: Work, folder: str) -> dict[str, Any]:
     }
 
 
-def train_trainer(work: Work, gate: Gate, **changes: Any) -> None:
-    """transformers' Trainer: 8 documents a batch, padded to the longest. ``changes``: other training arguments."""
+def train_trainer(work: Work, gate: Gate, changes: dict[str, Any] | None = None) -> None:
+    """transformers' Trainer: the step's documents as one batch, padded to the longest. ``changes``: other training arguments."""
+    torch.set_num_threads(work.threads)
     turns = Turns(gate)
-    if not changes:
-        torch.set_num_threads(work.threads)
-        changes = {"use_cpu": True}
+    changes = {"use_cpu": True} if changes is None else changes
     tokenizer = build_tokenizer(work.shape.vocabulary)
     documents = [document for number in range(work.steps) for document in work.step(number)]
     with tempfile.TemporaryDirectory() as folder:

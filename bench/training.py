@@ -26,9 +26,9 @@ from uplift.core.storage import write_atomically
 from uplift.study.machine import gemm_flops, other_load, physical_cores
 
 RESULTS = Path(__file__).parent / "results"
-WARMUP = 1
-"""Steps of each worker that are not counted."""
-PEAK_SIZE, PEAK_SECONDS = 2048, 1.0
+WARMUP = 2
+"""Steps of each worker that are not counted: the allocator needs that many to have all its memory."""
+PEAK_SIZE, PEAK_SECONDS = 1024, 2.0
 SAME_LOSS = 1e-4
 """Largest relative difference of the first step's loss at which two systems are said to do the same work (fp32)."""
 VERSIONED = ("llm-uplift", "torch", "transformers", "trl", "peft", "accelerate")

@@ -79,12 +79,13 @@ TINY = Shape("tiny", 64, 2, 4, 2, 128, 320, typical=20, short=8, long=48)
 
 @dataclass(frozen=True)
 class Work:
-    """One kind of training. ``rank`` is that of LoRA on all linear layers; None trains all weights."""
+    """One kind of training. ``rank`` is that of LoRA on all linear layers; None trains all weights. ``batch``: documents a step."""
 
     name: str
     shape: Shape
     rank: int | None = None
     steps: int = 4
+    batch: int = DOCUMENTS
     seed: int = 0
     threads: int = 2
 
@@ -94,9 +95,9 @@ class Work:
         return 2e-5 if self.rank is None else 2e-4
 
     def documents(self, steps: int) -> list[list[int]]:
-        """Token ids of ``steps`` x 8 documents, lengths log-normal within the shape's bounds."""
+        """Token ids of ``steps`` steps' documents, lengths log-normal within the shape's bounds."""
         rng = random.Random(self.seed)
-        return [self._document(rng) for _ in range(steps * DOCUMENTS)]
+        return [self._document(rng) for _ in range(steps * self.batch)]
 
     def _document(self, rng: random.Random) -> list[int]:
         shape = self.shape
@@ -104,9 +105,9 @@ class Work:
         return [rng.randrange(2, shape.vocabulary) for _ in range(min(max(length, shape.short), shape.long))]
 
     def step(self, number: int) -> list[list[int]]:
-        """The 8 documents of one step; steps repeat after ``steps``."""
-        documents, begin = self.documents(self.steps), number % self.steps * DOCUMENTS
-        return documents[begin : begin + DOCUMENTS]
+        """The documents of one step; steps repeat after ``steps``."""
+        documents, begin = self.documents(self.steps), number % self.steps * self.batch
+        return documents[begin : begin + self.batch]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for the record."""

@@ -95,8 +95,8 @@ def _watch(marks: str | None, journal: Path, step_seconds: float) -> None:
         return wrapped
 
     def slowly(engine: Engine, indices: list[int]) -> dict[str, float]:
-        time.sleep(step_seconds)
         mark(STEP)
+        time.sleep(step_seconds)
         return step(engine, indices)
 
     step = Engine._step

@@ -22,6 +22,7 @@ from uplift.learn.parallel import Parallel
 from uplift.learn.schedule import Horizon
 from uplift.model.language_model import LanguageModel
 from uplift.model.opening import open_model
+from uplift.model.prefix_cache import PrefixCache
 from uplift.testing.tiny import tiny_causal, tiny_encoder
 
 IDENTITY = {"data": "d", "threads": "1", "torch": "1", "processes": "1"}
@@ -63,6 +64,7 @@ def make_engine(
     seed: int = 0,
     identity: dict[str, str] | None = None,
     parallel: Parallel | None = None,
+    cached_layers: int = 0,
 ) -> Engine:
     """A fresh engine (step 0) on ``folder/model-<head>``, writing to ``folder/<run_name>-h``."""
     section = Train(**{"steps": 8, "batch_tokens": 128, "lr": 1e-2, "save_every": 100, "evaluate_every": 3} | (train or {}))
@@ -79,7 +81,7 @@ def make_engine(
     lr = float(section.lr)
     engine = Engine(
         section,
-        Learner(model, chosen),
+        Learner(model, chosen, PrefixCache(model, cached_layers) if cached_layers else None),
         trainable,
         build_adamw(trainable, settings, section.optimizer, lr),
         lr,

@@ -71,12 +71,13 @@ def test_the_logged_loss_is_the_weighted_mean_over_the_whole_step(tmp_path: Path
 
 @pytest.mark.parametrize("head", ["language", "class"])
 def test_accumulation_changes_nothing(tmp_path: Path, head: str) -> None:
-    whole = make_engine(tmp_path, "whole", head=head, micro=10_000)
-    parts = make_engine(tmp_path, "parts", head=head, micro=20)
+    gentle = {"optimizer": {"eps": 1e-3}}  # with a tiny eps Adam turns the last digits of a tiny gradient into a full step
+    whole = make_engine(tmp_path, "whole", head=head, micro=10_000, train=gentle)
+    parts = make_engine(tmp_path, "parts", head=head, micro=20, train=gentle)
     whole.train(), parts.train()
     assert losses(whole, "samples_hash") == losses(parts, "samples_hash")
     assert losses(parts) == pytest.approx(losses(whole), rel=1e-5)
-    assert distance(weights(whole), weights(parts)) < 1e-4
+    assert distance(weights(whole), weights(parts)) < 1e-5
 
 
 def test_resume_in_the_middle_is_bit_identical(tmp_path: Path) -> None:
@@ -174,8 +175,7 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
 def test_preflight_commits_a_verified_step_0_and_changes_nothing(tmp_path: Path) -> None:
     engine = make_engine(tmp_path)
     before = weights(engine)
-    rate = preflight(engine, None)
-    assert rate.first > 0 and rate.again > 0
+    assert preflight(engine, None) > 0
     assert verify_directory(engine.run.checkpoints / "step-00000000").meta["step"] == 0
     assert same(before, weights(engine)) and all(p.grad is None for p in engine.parameters.values())
     assert not engine.optimizer.state and engine.state.step == 0
@@ -211,3 +211,24 @@ def test_long_samples_are_steps_of_their_own(tmp_path: Path) -> None:
     engine = make_engine(tmp_path, samples=samples, train={"batch_tokens": 50, "steps": None, "epochs": 1.0})
     state = engine.train()
     assert state.step == 6 and math.isfinite(losses(engine)[-1])
+
+
+@pytest.mark.parametrize("epochs", [0.5, 3.0])
+def test_a_restart_with_cached_frozen_layers_is_bit_identical(tmp_path: Path, epochs: float) -> None:
+    frozen = {"use": "freeze", "below": 2}
+    train = {"steps": None, "epochs": epochs, "save_every": 2}
+    whole = make_engine(tmp_path, "whole", techniques=[frozen], train=train, cached_layers=1)
+    preflight(whole, None)
+    assert (whole.learner.prefix is None) == (epochs < 1), "below one epoch there is nothing to keep"
+    whole.train()
+    cut = make_engine(tmp_path, "cut", techniques=[frozen], train=train, cached_layers=1)
+    preflight(cut, None)
+    cut._over = lambda: cut.state.step >= 2  # type: ignore[method-assign]
+    cut.train()
+    cut.run.close()
+    again = make_engine(tmp_path, "cut", techniques=[frozen], train=train, cached_layers=1)
+    assert again.resume() and (again.learner.prefix is None) == (epochs < 1)
+    again.train()
+    assert losses(again) == losses(whole) and same(weights(again), weights(whole))
+    if again.learner.prefix is not None:
+        assert again.learner.prefix.misses == 0 or again.validation, "training samples come from the cache"

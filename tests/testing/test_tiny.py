@@ -35,6 +35,9 @@ def test_rows_are_different_from_each_other_and_equal_for_the_same_seed(kind):
     rows = tiny_rows(kind, 200, seed=5)
     assert len({json.dumps(row) for row in rows}) == 200
     assert rows == tiny_rows(kind, 200, seed=5) != tiny_rows(kind, 200, seed=6)
+
+
+def test_more_rows_than_there_are_is_an_error():
     with pytest.raises(ValueError, match="fewer than"):
         tiny_rows("classify", 10_000)
 

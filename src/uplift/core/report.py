@@ -243,6 +243,9 @@ class CommonReport(ReportPart):
     """The resolved recipe."""
     events: tuple[EventSummary, ...] = ()
     warnings: tuple[str, ...] = ()
+    """What the reader should be careful about."""
+    notes: tuple[str, ...] = ()
+    """How the numbers were made."""
     environment: Mapping[str, str] = Field(default_factory=dict)
     """Machine and library versions."""
     command: str = ""

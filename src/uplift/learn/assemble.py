@@ -81,7 +81,18 @@ def assemble(recipe: Recipe, base_dir: Path, parallel: Parallel, parts: Parts | 
     encoder = Encoder(model.tokenizer, recipe.train.max_length, model.kind)
     plain = corpora_of(parts)
     corpora = {part: apply_samples(corpus, techniques) for part, corpus in plain.items()}
-    return Assembly(recipe, parts, model, techniques, encoder, plain, corpora, list(model.notes))
+    return Assembly(recipe, parts, model, techniques, encoder, plain, corpora, _warnings(recipe, parts))
+
+
+def _warnings(recipe: Recipe, parts: Parts) -> list[str]:
+    """What a reader of the report should know about the data."""
+    found = []
+    overlap = parts.leakage.ngram
+    if overlap:
+        found.append(f"{overlap} of {len(parts.test)} test rows overlap with rows the model was trained or tuned on")
+    if recipe.train.steps != 0 and not parts.validation:
+        found.append("there is no validation part: nothing shows whether training went on too long")
+    return found
 
 
 def _refuse_clashes(recipe: Recipe, head: HeadKind) -> None:

@@ -350,9 +350,21 @@ class Engine:
         self._committed = state.step
         if state.token_limit is not None:
             self.horizon = replace(self.horizon, tokens=state.token_limit)
+        self._refill_prefix()
         if self.parallel.first:
             self.run.forget_after(state.step)
         return True
+
+    def _refill_prefix(self) -> None:
+        """The same hidden states from the same blocks as before the restart, or none where there were none: the same bits."""
+        cache = self.learner.prefix
+        if cache is None:
+            return
+        if not self.state.prefix_cached:
+            self.learner.prefix = None
+            return
+        for _ in cache.fill(self.feed.encoded):
+            pass
 
     def _newest(self) -> str:
         damaged: list[Path] = []

@@ -108,6 +108,11 @@ def measure_rate(engine: Engine) -> float:
     return (time.monotonic() - begin) / (TIMED * sum(len(engine.feed.encoded[index]) for index in indices))
 
 
+def mean_of_processes(engine: Engine, measured: float) -> float:
+    """One number from each process's own clock: plans made of different ones would end at different steps."""
+    return engine.parallel.sum([measured])[0] / engine.parallel.world
+
+
 def fit_to_seconds(engine: Engine, per_token: float, seconds: float) -> None:
     """Turn a time budget into a token limit, so the schedule ends with the budget and a restart ends at the same step."""
     looking = 0.0
@@ -115,10 +120,10 @@ def fit_to_seconds(engine: Engine, per_token: float, seconds: float) -> None:
         begin = time.monotonic()
         engine.validate()
         engine.state.validations = 0
-        cost = time.monotonic() - begin
+        cost = mean_of_processes(engine, time.monotonic() - begin)
         engine.state.looks = max(1, min(engine.state.looks, int(seconds * LOOKING / cost)))
         looking = cost * engine.state.looks
-    left = seconds * RESERVE - engine.state.seconds
+    left = seconds * RESERVE - mean_of_processes(engine, engine.state.seconds)
     limit = max(1, int(max(left - looking, left * 0.5) / per_token))
     known = engine.horizon.tokens
     engine.horizon = replace(engine.horizon, tokens=min(limit, known) if known else limit)
@@ -133,7 +138,7 @@ def preflight(engine: Engine, seconds: float | None) -> float:
     check_space(engine)
     fill_prefix(engine, seconds)
     check_longest(engine)
-    per_token = engine.parallel.sum([measure_rate(engine)])[0] / engine.parallel.world**2
+    per_token = mean_of_processes(engine, measure_rate(engine))  # each timed its share of the same tokens
     if seconds is not None:
         fit_to_seconds(engine, per_token, seconds)
     check_round_trip(engine)

@@ -70,10 +70,10 @@ def _hero(report: CommonReport, kind: str, headline: str, reasons: Sequence[str]
         class_="eyebrow",
     )
     listed = element("ul", *(element("li", prose(reason)) for reason in reasons), class_="reasons") if reasons else None
-    notes = (element("p", prose(warning), class_="note") for warning in report.warnings)
-    return element(
-        "header", eyebrow, element("h1", prose(headline)), listed, element("dl", *tiles, class_="tiles"), *notes, class_="hero"
-    )
+    warnings = (element("p", prose(warning), class_="note") for warning in report.warnings)
+    notes = element("ul", *(element("li", prose(note)) for note in report.notes), class_="notes") if report.notes else None
+    tiled = element("dl", *tiles, class_="tiles")
+    return element("header", eyebrow, element("h1", prose(headline)), listed, tiled, *warnings, notes, class_="hero")
 
 
 # -- comparison --------------------------------------------------------------------------------------------------------

@@ -120,6 +120,8 @@ def _head(report: CommonReport, headline: str, reasons: Sequence[str], console: 
         console.print(Text.assemble("  • ", _prose(reason)))
     for warning in report.warnings:
         console.print(Text.assemble(("  ! ", "yellow"), _prose(warning, "yellow")))
+    for note in report.notes:
+        console.print(Text.assemble("  - ", _prose(note, "dim")))
     console.print()
 
 

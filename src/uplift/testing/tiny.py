@@ -38,6 +38,8 @@ BAD = ("terrible", "boring", "dreadful", "awful", "cold", "clumsy")
 ENDINGS = ("", " from start to end", " and I told my friends so", ", as everyone in the room could see", " this year")
 COLOURS = ("red", "green", "blue", "white", "black", "yellow")
 THINGS = ("cup", "door", "house", "boat", "lamp", "stone", "chair", "hat")
+MOST_MISSES = 2000
+"""So many repeated rows in a row mean that there are no new ones."""
 PLACES = ("the garden", "the kitchen", "the river", "the old town", "the station", "the hill")
 
 
@@ -77,12 +79,15 @@ def tiny_rows(kind: Kind, n: int, seed: int = 0) -> list[Row]:
     make = {"classify": _classify_row, "chat": _chat_row, "text": _text_row}[kind]
     rng = random.Random(f"{kind}-{seed}")
     rows: dict[str, Row] = {}
-    for _ in range(200 * n):
+    misses = 0
+    while len(rows) < n:
         row = make(rng, len(rows))
-        rows.setdefault(json.dumps(row, sort_keys=True), row)
-        if len(rows) == n:
-            return list(rows.values())
-    raise ValueError(f"there are fewer than {n} different {kind} rows")
+        text = json.dumps(row, sort_keys=True)
+        misses = misses + 1 if text in rows else 0
+        rows.setdefault(text, row)
+        if misses > MOST_MISSES:
+            raise ValueError(f"there are fewer than {n} different {kind} rows")
+    return list(rows.values())
 
 
 @cache

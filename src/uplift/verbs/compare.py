@@ -221,7 +221,7 @@ def _run_seed(arm: Arm, seed: int, study: Study, record: ArmRecord) -> tuple[Out
 def _run_recipe(recipe: Recipe, study: Study, record: ArmRecord) -> tuple[Outcomes, Cost]:
     """One run and its per-item outcomes, read back from its folder (also when it had finished earlier)."""
     reset_peak_memory()
-    report = run(recipe, study.base_dir, console=study.console, parts=_parts(recipe, study))
+    report = run(recipe, study.base_dir, console=study.console, parts=_parts(recipe, study), brief=True)
     folder = Path(recipe.output_dir) / f"{recipe.name}-{recipe.hash()}"
     record.folder = record.folder or str(folder.relative_to(study.folder))
     return _read_outcomes(folder), _cost_of(report, recipe, record)

@@ -15,8 +15,8 @@ from uplift.data.audit import Audit
 class Display:
     """Talks to people through ``console``; every method is a no-op when it is None."""
 
-    def __init__(self, console: Console | None) -> None:
-        self.console = console
+    def __init__(self, console: Console | None, brief: bool = False) -> None:
+        self.console, self.brief = console, brief
         self._bar: Bar | None = None
         self._smoothed: float | None = None
 
@@ -26,9 +26,10 @@ class Display:
             self.console.print(f"[dim]>[/dim] {text}", highlight=False)
 
     def audit(self, audit: Audit) -> None:
-        """What the model will learn: counts, and decoded samples with the learned part marked."""
+        """What the model will learn: counts, and (not in ``brief``) decoded samples with the learned part marked."""
         if self.console:
-            self.console.print(str(audit), markup=False, highlight=False, style="dim")
+            text = "\n".join([str(audit).splitlines()[0], *audit.problems()]) if self.brief else str(audit)
+            self.console.print(text, markup=False, highlight=False, style="dim")
 
     @contextmanager
     def training(self) -> Iterator[None]:

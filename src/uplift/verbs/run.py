@@ -19,10 +19,10 @@ from uplift.core.recipe import Recipe
 from uplift.core.report import Cost, DataReport, EffectReport, Predicted, Report
 from uplift.core.run import Run
 from uplift.core.storage import commit_directory, write_atomically
-from uplift.core.values import Corpus, Part, Sample, derive_seed
+from uplift.core.values import Corpus, Sample
 from uplift.data.dataset import Parts
 from uplift.evaluate.base import measured_base
-from uplift.evaluate.tasks import Measured, evaluate_model, to_evaluation
+from uplift.evaluate.tasks import Measured, chosen_rows, evaluate_model, to_evaluation
 from uplift.learn.assemble import Assembly, assemble, build_engine, finish_model
 from uplift.learn.engine import Engine
 from uplift.learn.parallel import Parallel, processes
@@ -48,14 +48,21 @@ class Spent:
 
 
 def run(
-    recipe: Recipe, base_dir: Path, *, console: Console | None = None, resume: bool = True, parts: Parts | None = None
+    recipe: Recipe,
+    base_dir: Path,
+    *,
+    console: Console | None = None,
+    resume: bool = True,
+    parts: Parts | None = None,
+    brief: bool = False,
 ) -> Report:
     """Carry out a recipe; a finished one is not repeated, an interrupted one continues from its last verified step.
 
-    ``base_dir``: where relative data and model paths start. Raises UpliftError subclasses; ProofError after the report is
+    ``base_dir``: where relative data and model paths start; ``parts``: the rows, when they were read before; ``brief``: show
+    less. Raises UpliftError subclasses; ProofError after the report is
     written when a technique did nothing.
     """
-    display = Display(console)
+    display = Display(console, brief)
     with processes(recipe.hardware) as parallel:
         torch.set_num_threads(choose_threads() if recipe.hardware.threads == "auto" else recipe.hardware.threads)
         with open_run(recipe, parallel) as folder:
@@ -108,13 +115,9 @@ def _tell_data(parts: Parts, folder: Run, display: Display) -> None:
     display.stage(f"{parts.rows_in} rows: {sizes}, {len(lines)} quarantined")
 
 
-def chosen_test(assembly: Assembly, part: Part = "test") -> list[int]:
-    """Indices of the test rows to use: all, or the ``evaluate.limit`` with the lowest hash (the same ones every time)."""
-    limit, samples = assembly.recipe.evaluate.limit, assembly.plain[part]
-    indices = range(len(samples))
-    if limit is None or limit >= len(samples):
-        return list(indices)
-    return sorted(sorted(indices, key=lambda i: derive_seed("test", samples[i].id, i))[:limit])
+def chosen_test(assembly: Assembly) -> list[int]:
+    """Indices of the test rows to use (``evaluate.limit``)."""
+    return chosen_rows(assembly.parts.test, assembly.recipe.evaluate.limit)
 
 
 def _rows(corpus: Corpus, indices: Iterable[int]) -> list[Sample]:
@@ -252,7 +255,8 @@ def _report(
         data=data,
         recipe=recipe.model_dump(mode="json"),
         events=folder.event_summary(),
-        warnings=tuple([*assembly.warnings, *(measured.notes if measured else ())]),
+        warnings=tuple(assembly.warnings),
+        notes=tuple([*assembly.model.notes, *(measured.notes if measured else ())]),
         environment=folder.identity(),
         command=f"uplift run {' '.join(sys.argv[2:])}" if len(sys.argv) > 2 else "uplift run",
         started=spent.started,
