@@ -14,7 +14,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one counted step in place of three: rough")
     parser.add_argument("--steps", type=int, default=None, metavar="N", help="counted steps")
     parser.add_argument("--threads", type=int, default=None, metavar="N", help="default: all cores")
-    parser.add_argument("--tiny", action="store_true", help="a toy shape: checks the benchmark itself, its numbers mean nothing")
+    parser.add_argument(
+        "--tiny", action="store_true", help="a toy shape: checks the benchmark itself, its numbers mean nothing"
+    )
     parser.add_argument("--verbose", action="store_true", help="let the workers print")
     parser.add_argument("--name", default=None, help="name of the file under bench/results")
     return parser.parse_args()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import resource
@@ -98,10 +99,8 @@ class Worker:
     def close(self) -> None:
         """End the worker."""
         if self.process.is_alive():
-            try:
+            with contextlib.suppress(OSError):
                 self.pipe.send(None)
-            except OSError:
-                pass
             self.process.join(10)
         if self.process.is_alive():
             self.process.kill()

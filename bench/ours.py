@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -57,14 +58,18 @@ def encode(documents: Sequence[Sequence[int]]) -> list[Encoded]:
 
 def open_language_model(work: Work, device: torch.device) -> LanguageModel:
     """The work's model behind Uplift's seam."""
-    pretrained = build_model(work).to(device)
+    pretrained = build_model(work)
+    pretrained.to(device)  # type: ignore[arg-type]
     tokenizer = build_tokenizer(work.shape.vocabulary)
     return LanguageModel(pretrained, tokenizer, settle(pretrained), kind="causal", head_kind="language")
 
 
 def techniques_of(work: Work) -> list[Technique]:
     """LoRA on all linear layers, or nothing."""
-    return [] if work.rank is None else [technique_class("lora")(use="lora", rank=work.rank, alpha=float(LORA_ALPHA))]
+    if work.rank is None:
+        return []
+    lora = {"use": "lora", "rank": work.rank, "alpha": float(LORA_ALPHA)}
+    return [technique_class("lora").model_validate(lora)]
 
 
 def build_engine(work: Work, model: LanguageModel, run: Run, parallel: Parallel, micro_tokens: int) -> Engine:
@@ -81,9 +86,7 @@ def build_engine(work: Work, model: LanguageModel, run: Run, parallel: Parallel,
     schedule = Schedule(use="constant", warmup=0.0)
     train = Train(steps=MANY, batch_tokens=2**20, lr=work.lr, schedule=schedule, save_every=MANY, clip=1.0)
     learner = Learner(model, techniques)
-    engine = Engine(
-        train, learner, trainable, optimizer, work.lr, feed, Horizon(steps=MANY), [], run, parallel, {}, work.seed
-    )
+    engine = Engine(train, learner, trainable, optimizer, work.lr, feed, Horizon(steps=MANY), [], run, parallel, {}, work.seed)
     engine.state.micro_tokens = micro_tokens
     for technique in techniques:
         technique.begin(model, trainable)
@@ -108,10 +111,8 @@ def train(
             for layer in model.layers:
                 layer.compile(dynamic=True)
         engine.report = _turns(work, gate)
-        try:
+        with contextlib.suppress(Done):
             engine.train()
-        except Done:
-            pass
 
 
 def _turns(work: Work, gate: Gate) -> Callable[[Progress, Mapping[str, float]], None]:

@@ -1,4 +1,4 @@
-"""The other trainers: transformers' Trainer and TRL's SFTTrainer as their users run them, and plain loops as an expert tunes them.
+"""The other trainers: transformers' Trainer and TRL's SFTTrainer as users run them, and plain loops as an expert tunes them.
 
 What is changed from their defaults, always in their favour: fp32 and no gradient checkpointing (TRL's defaults, bf16 and
 checkpointing, are far slower on a CPU), a constant learning rate, no checkpoints, no progress bar. The order of the documents
@@ -112,7 +112,7 @@ class Turns(TrainerCallback):
         self.gate.end(self.tokens, self.loss)
 
 
-def watched(base: type[Trainer], turns: Turns) -> type[Trainer]:
+def watched(base: type[Trainer], turns: Turns) -> Any:
     """The trainer's class with one addition: it remembers each step's loss and real tokens."""
 
     class Watched(base):  # type: ignore[valid-type, misc]
@@ -142,7 +142,7 @@ def _common_arguments(work: Work, folder: str) -> dict[str, Any]:
 
 
 def train_trainer(work: Work, gate: Gate, changes: dict[str, Any] | None = None) -> None:
-    """transformers' Trainer: the step's documents as one batch, padded to the longest. ``changes``: other training arguments."""
+    """transformers' Trainer: a step is one batch padded to its longest document. ``changes``: other training arguments."""
     torch.set_num_threads(work.threads)
     turns = Turns(gate)
     changes = {"use_cpu": True} if changes is None else changes
@@ -171,7 +171,7 @@ def train_trl_packed(work: Work, gate: Gate) -> None:
 
 def _train_trl(work: Work, gate: Gate, steps: int, changes: dict[str, Any]) -> None:
     from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
 
     torch.set_num_threads(work.threads)
     turns = Turns(gate)

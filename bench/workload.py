@@ -52,7 +52,7 @@ class Shape:
             intermediate_size=self.intermediate,
             vocab_size=self.vocabulary,
             max_position_embeddings=2048,
-            rope_theta=100_000.0,
+            rope_parameters={"rope_type": "default", "rope_theta": 100_000.0},
             tie_word_embeddings=self.tied,
             bos_token_id=0,
             eos_token_id=0,
@@ -79,7 +79,7 @@ TINY = Shape("tiny", 64, 2, 4, 2, 128, 320, typical=20, short=8, long=48)
 
 @dataclass(frozen=True)
 class Work:
-    """One kind of training. ``rank`` is that of LoRA on all linear layers; None trains all weights. ``batch``: documents a step."""
+    """One kind of training. ``rank``: LoRA on all linear layers (None: all weights train). ``batch``: documents a step."""
 
     name: str
     shape: Shape

@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-
-from bench import training
 from bench.gate import Gate, Worker
+from bench.training import Pair, run as run_benchmark
 from bench.workload import SMOLLM2, TINY, Work, build_model, labels, model_flops
+
 from uplift.core.errors import ResourceError
 
 FULL, LORA = Work("full", SMOLLM2), Work("lora", SMOLLM2, rank=16)
@@ -51,7 +51,7 @@ def test_first_half_is_masked() -> None:
 
 
 def test_a_pair_agrees_on_the_loss_and_is_recorded(tmp_path: Path) -> None:
-    pairs = training.run(only="full", peer="one document", counted=1, threads=1, tiny=True, results=tmp_path)
+    pairs = run_benchmark(only="full", peer="one document", counted=1, threads=1, tiny=True, results=tmp_path)
     (pair,) = pairs
     assert pair.difference is not None and pair.difference < 1e-5
     assert pair.drift is not None and pair.drift < 1e-4
@@ -62,7 +62,7 @@ def test_a_pair_agrees_on_the_loss_and_is_recorded(tmp_path: Path) -> None:
 
 
 def test_a_pair_says_what_it_misses() -> None:
-    slow = training.Pair("full", "p", "default", 2.0, 15.0, 10.0, 1.0, 1.0, 3 << 30, 2 << 30, 0.5, 0.3, 0.1, 0.0, 0.0)
+    slow = Pair("full", "p", "default", 2.0, 15.0, 10.0, 1.0, 1.0, 3 << 30, 2 << 30, 0.5, 0.3, 0.1, 0.0, 0.0)
     assert slow.problems == ["short by 0.50x", "1.0 GiB more", "other loss"]
 
 

@@ -53,13 +53,15 @@ def train(
     file_limit: int | None = None,
     kill_at_call: int | None = None,
     step_seconds: float = 0.0,
+    environment: dict[str, str] | None = None,
 ) -> int:
     """``uplift run recipe``; returns its exit code.
 
     ``marks``: a FIFO for the marks. ``journal``: a file that gets one JSON line when training begins (step, leftovers).
     ``file_limit``: largest file in bytes that may be written. ``kill_at_call``: SIGKILL after so many calls to the disk.
-    ``step_seconds``: added to every step.
+    ``step_seconds``: added to every step. ``environment``: what a launcher tells its processes.
     """
+    os.environ.update(environment or {})
     _watch(marks, Path(journal), step_seconds)
     verbs_run.render_html = _no_page  # type: ignore[assignment]
     if file_limit is not None:

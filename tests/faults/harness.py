@@ -7,6 +7,7 @@ import os
 import random
 import select
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -255,6 +256,33 @@ def _ended(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
     except OSError:
         return True
+
+
+def start_together(server: ForkServer, recipe: Recipe, processes: int, **faults: Any) -> list[int]:
+    """Start so many processes on one recipe as a launcher does; returns their numbers, rank by rank."""
+    place = Path(recipe.output_dir)
+    place.mkdir(parents=True, exist_ok=True)
+    file = place / "recipe.yaml"
+    file.write_text(json.dumps(recipe.model_dump(mode="json")))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "GLOO_SOCKET_IFNAME": "lo"}
+    return [
+        server.start(
+            "train",
+            place / f"log-{rank}.txt",
+            recipe=str(file),
+            journal=str(place / f"journal-{rank}.jsonl"),
+            environment={**address, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)},
+            **faults,
+        )
+        for rank in range(processes)
+    ]
+
+
+def logs(recipe: Recipe) -> str:
+    """What all processes of a recipe printed."""
+    return "\n".join(f"== {path.name}\n{path.read_text()[-3000:]}" for path in sorted(Path(recipe.output_dir).glob("log*.txt")))
 
 
 def undisturbed(server: ForkServer, recipe: Recipe) -> Reference:

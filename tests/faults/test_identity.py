@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +87,14 @@ def _other_weights(folder: Path) -> None:
 
 def _other_tokenizer(folder: Path) -> None:
     file = folder / "model" / "tokenizer.json"
-    file.write_text(file.read_text().replace('"<|im_start|>"', '"<|im_begin|>"'))
-    template = folder / "model" / "chat_template.jinja"
-    template.write_text(template.read_text().replace("im_start", "im_begin"))
+    content = json.loads(file.read_text())
+    content["model"]["merges"].pop()
+    file.write_text(json.dumps(content))
+
+
+def _other_template(folder: Path) -> None:
+    file = folder / "model" / "chat_template.jinja"
+    file.write_text(file.read_text().replace("assistant\n", "assistant \n"))
 
 
 def _other_configuration(folder: Path) -> None:
@@ -96,12 +102,12 @@ def _other_configuration(folder: Path) -> None:
     file.write_text(file.read_text().replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'))
 
 
-@pytest.mark.parametrize("edit", [_one_byte_of_data, _other_weights, _other_tokenizer, _other_configuration])
+@pytest.mark.parametrize("edit", [_one_byte_of_data, _other_weights, _other_tokenizer, _other_template, _other_configuration])
 def test_an_edit_of_a_file_is_seen(base: tuple[Path, dict[str, str]], tmp_path: Path, edit: Any) -> None:
     recipe = tiny_recipe(tmp_path, "chat", rows=20)
     unchanged = _identity(recipe)
-    same_recipe = base[1]
-    assert {k: v for k, v in unchanged.items() if k != "recipe"} == {k: v for k, v in same_recipe.items() if k != "recipe"}
+    named = {"recipe", "model"}  # both hold the folder's name here
+    assert {k: v for k, v in unchanged.items() if k not in named} == {k: v for k, v in base[1].items() if k not in named}
     edit(tmp_path)
     changed = {key for key, value in _identity(recipe).items() if value != unchanged[key]}
     assert changed and changed.isdisjoint(MAY_CHANGE), f"changed: {changed}"
@@ -129,10 +135,22 @@ def test_another_recipe_is_another_folder(tmp_path: Path, change: dict[str, Any]
     assert folder(first) != folder(tiny_recipe(tmp_path, "chat", rows=20, **merged({}, change)))
 
 
-def test_a_run_with_edited_data_is_refused_by_the_verb(tmp_path: Path) -> None:
+def test_a_run_with_edited_data_is_refused_by_the_verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = tiny_recipe(tmp_path, "chat", rows=20, evaluate={"base": False}, train={"save_every": 1})
-    run(recipe, tmp_path)
-    folder = Path(recipe.output_dir) / f"tiny-{recipe.hash()}"
-    (folder / "report.json").unlink()
-    run_again = tiny_recipe(tmp_path, "chat", rows=20, evaluate={"base": False}, train={"save_every": 1})
-    assert run(run_again, tmp_path).status == "finished", "the same data is continued, or done again"
+    over = Engine._over
+
+    def interrupted(engine: Engine) -> bool:
+        if engine.state.step == 2:
+            raise KeyboardInterrupt
+        return over(engine)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Engine, "_over", interrupted)
+        run(recipe, tmp_path)
+    original = (tmp_path / "chat-20-0.jsonl").read_bytes()
+    _one_byte_of_data(tmp_path)
+    with pytest.raises(RecipeError, match="cannot be continued") as caught:
+        run(recipe, tmp_path)
+    assert "data: " in caught.value.why and caught.value.exit_code == 2
+    (tmp_path / "chat-20-0.jsonl").write_bytes(original)
+    assert run(recipe, tmp_path).status == "finished", "with the old data back it goes on"

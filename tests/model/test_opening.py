@@ -39,7 +39,13 @@ def test_opens_relative_to_the_recipe_and_from_a_run_folder(causal):
     assert model.kind == "causal" and model.head_kind == "language" and not model.training
     assert all(p.dtype == torch.float32 for p in model.parameters())
     assert opened(causal.parent).identity["weights_sha256"] == model.identity["weights_sha256"]
-    assert set(model.identity) == {"model", "weights_sha256", "tokenizer_sha256", "template_sha256"}
+    assert set(model.identity) == {
+        "model",
+        "weights_sha256",
+        "configuration_sha256",
+        "tokenizer_sha256",
+        "template_sha256",
+    }
     assert all(len(model.identity[name]) == 64 for name in model.identity if name != "model")
 
 

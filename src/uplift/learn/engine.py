@@ -152,7 +152,9 @@ class Engine:
     def _step(self, indices: list[int]) -> dict[str, float]:
         """One optimizer step over these samples; a step with a non-finite loss or gradient changes nothing."""
         begin, size = time.monotonic(), sum(len(self.feed.encoded[i]) for i in indices)
-        lr = self.lr * lr_factor(self.train_section.schedule, self.fraction(len(indices) / 2, 0.5, size / 2))
+        # The middle of the step, so neither the first nor the last one has rate 0; a last step may reach past the end.
+        middle = self.fraction(len(indices) / 2, 0.5, size / 2) / max(1.0, self.fraction(len(indices), 1, size))
+        lr = self.lr * lr_factor(self.train_section.schedule, middle)
         sums = self._backward(indices)
         progress = self.progress()
         for technique in self.techniques:

@@ -40,12 +40,13 @@ def hash_of_files(paths: Sequence[Path]) -> str:
 
 
 def identity_of(name: str, weights: Sequence[Path], folder: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """What names a model: ``model``, ``weights_sha256``, ``tokenizer_sha256``, ``template_sha256`` (empty without)."""
+    """What names a model: ``model`` and sha256 sums of its weights, configuration, tokenizer and template (empty without)."""
     template = str(tokenizer.chat_template or "")
     files = [folder / file for file in TOKENIZER_FILES if (folder / file).is_file()]
     return {
         "model": name,
         "weights_sha256": hash_of_files(weights),
+        "configuration_sha256": hash_of_file(folder / "config.json") if (folder / "config.json").is_file() else "",
         "tokenizer_sha256": hash_of_files(files) if files else "",
         "template_sha256": hashlib.sha256(template.encode()).hexdigest() if template else "",
     }

@@ -66,11 +66,15 @@ def run(
     with processes(recipe.hardware) as parallel:
         torch.set_num_threads(choose_threads() if recipe.hardware.threads == "auto" else recipe.hardware.threads)
         with open_run(recipe, parallel) as folder:
-            if resume and folder.finished:
-                display.stage(f"already finished: {folder.path}")
-                report = folder.report()
+            if resume and parallel.any(folder.finished):
+                # All processes read the first one's report: only it writes one.
+                report = Run.open(Path(parallel.share_text(str(folder.path)))).report()
                 assert isinstance(report, Report)
+                display.stage(f"already finished: {folder.path}")
+                _forget_checkpoints(folder)
                 return report
+            if not resume:
+                _forget_checkpoints(folder)
             return _carry_out(recipe, base_dir, folder, parallel, display, parts)
 
 
@@ -100,8 +104,8 @@ def _carry_out(
     if parallel.first:
         if measured is not None:
             write_atomically(folder.path / "outcomes.json", json.dumps(measured.outcomes.to_json()))
-        folder.write_report(report)
         write_atomically(folder.report_page, render_html(report))
+        folder.write_report(report)  # last: from here on the run counts as finished
         _forget_checkpoints(folder)
     _require_proofs(report, folder)
     return report

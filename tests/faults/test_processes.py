@@ -1,0 +1,103 @@
+"""Several processes on one recipe: one is killed, all start again, and the run ends bit for bit where it should."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from tests.faults.harness import (
+    ForkServer,
+    Outcome,
+    chat_recipe,
+    elsewhere,
+    logs,
+    newest_sound_step,
+    outcome,
+    read_events,
+    run_folder,
+    start_together,
+)
+
+from uplift.core.recipe import Recipe
+
+WORLD = 2
+
+
+def _finished(server: ForkServer, recipe: Recipe, world: int = WORLD) -> Outcome:
+    codes = [server.wait(pid) for pid in start_together(server, recipe, world)]
+    assert codes == [0] * world, logs(recipe)
+    return outcome(run_folder(recipe))
+
+
+@pytest.fixture(scope="module")
+def reference(server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Outcome, float]:
+    """Saved at every second step, the last one included."""
+    recipe = chat_recipe(tmp_path_factory.mktemp("ranks"), train={"steps": 12, "save_every": 2})
+    begin = time.monotonic()
+    return recipe, _finished(server, recipe), time.monotonic() - begin
+
+
+def _one_killed(server: ForkServer, reference: tuple[Recipe, Outcome, float], place: Path, seed: int) -> bool:
+    """Kill one process at a random instant, then start all again; False when the run was faster than the blow."""
+    rng, (recipe, wanted, seconds) = random.Random(seed), reference
+    recipe = elsewhere(recipe, place)
+    pids = start_together(server, recipe, WORLD)
+    time.sleep(rng.uniform(0.2, 0.9) * seconds)
+    os.kill(pids[rng.randrange(WORLD)], signal.SIGKILL)
+    time.sleep(0.3)
+    for pid in pids:  # the launcher ends the others, which may wait for the dead one
+        os.kill(pid, signal.SIGKILL)
+    codes = [server.wait(pid) for pid in pids]
+    assert _finished(server, recipe) == wanted, f"seed {seed}: {logs(recipe)}"
+    return -signal.SIGKILL in codes
+
+
+def test_a_repeated_run_is_bit_identical(server: ForkServer, reference: tuple[Recipe, Outcome, float], tmp_path: Path) -> None:
+    assert _finished(server, elsewhere(reference[0], tmp_path)) == reference[1]
+
+
+def test_one_of_two_processes_is_killed(server: ForkServer, reference: tuple[Recipe, Outcome, float], tmp_path: Path) -> None:
+    for seed in range(3):
+        _one_killed(server, reference, tmp_path / str(seed), seed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_one_of_two_processes_is_killed_forty_times(
+    server: ForkServer, reference: tuple[Recipe, Outcome, float], tmp_path: Path
+) -> None:
+    assert sum(_one_killed(server, reference, tmp_path / str(seed), 100 + seed) for seed in range(40)) >= 30
+
+
+def test_a_signal_to_one_process_saves_and_ends_all(
+    server: ForkServer, reference: tuple[Recipe, Outcome, float], tmp_path: Path
+) -> None:
+    recipe = elsewhere(reference[0], tmp_path)
+    pids = start_together(server, recipe, WORLD, step_seconds=0.2)
+    folder = run_folder(recipe)
+    while newest_sound_step(folder) < 2:
+        time.sleep(0.05)
+    os.kill(pids[1], signal.SIGTERM)
+    assert [server.wait(pid) for pid in pids] == [143, 143], logs(recipe)
+    assert _finished(server, recipe) == reference[1]
+
+
+def test_another_number_of_processes_continues_and_says_so(
+    server: ForkServer, reference: tuple[Recipe, Outcome, float], tmp_path: Path
+) -> None:
+    recipe = elsewhere(reference[0], tmp_path)
+    pids = start_together(server, recipe, WORLD, step_seconds=0.2)
+    folder = run_folder(recipe)
+    while newest_sound_step(folder) < 2:
+        time.sleep(0.05)
+    os.kill(pids[0], signal.SIGTERM)
+    assert [server.wait(pid) for pid in pids] == [143, 143], logs(recipe)
+    found = _finished(server, recipe, world=1)
+    assert any("processes: 2 -> 1" in text for text in read_events(folder, "identity_changed"))
+    assert [row for row in found.metrics if row[1] == "samples_hash"] == [
+        row for row in reference[1].metrics if row[1] == "samples_hash"
+    ], "the order of the data does not depend on the number of processes"
