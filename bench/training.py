@@ -8,7 +8,7 @@ import math
 import os
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -60,7 +60,7 @@ BARS = {
 
 @dataclass(frozen=True)
 class Pair:
-    """What one run of Uplift beside one peer gave. Speeds in tokens per second, memory in bytes, ``peak`` in FLOP/s.
+    """What one run of Uplift beside one peer gave. Speeds in tokens per second, memory in bytes; ``flops``: needed per token.
 
     ``difference``: relative difference of the first step's loss, from equal weights on equal documents; None when the peer
     saw others. ``drift``: the largest over the later steps, after real updates.
@@ -76,8 +76,7 @@ class Pair:
     peer_cpu_speed: float
     memory: int
     peer_memory: int
-    peak_share: float
-    peer_peak_share: float
+    flops: float
     difference: float | None
     drift: float | None
     load: float
@@ -103,7 +102,7 @@ class Pair:
         return found
 
 
-def run_pair(work: Work, peer: Peer, peak: float, verbose: bool = False) -> Pair:
+def run_pair(work: Work, peer: Peer, verbose: bool = False) -> Pair:
     """Uplift and one peer, alternating; whoever begins changes each step, so that a drifting machine favours neither."""
     own = Worker("Uplift", partial(ours.train, work), verbose)
     other = Worker(peer.name, partial(peer.train, work), verbose)
@@ -130,8 +129,7 @@ def run_pair(work: Work, peer: Peer, peak: float, verbose: bool = False) -> Pair
         other.cpu_speed(WARMUP),
         own.peak,
         other.peak,
-        speed * per_token / peak,
-        peer_speed * per_token / peak,
+        per_token,
         difference,
         drift,
         load,
@@ -146,8 +144,8 @@ def _loss_differences(own: list[Step], other: list[Step]) -> tuple[float, float]
 
 
 # -- what comes out ----------------------------------------------------------------------------------------------------
-def table_of(pairs: list[Pair], title: str) -> Table:
-    """The one table."""
+def table_of(pairs: list[Pair], peak: float, title: str) -> Table:
+    """The one table. ``peak``: FLOP/s of the machine's matrix product."""
     table = Table(title=title, title_justify="left")
     headings = (
         "peer",
@@ -171,7 +169,7 @@ def table_of(pairs: list[Pair], title: str) -> Table:
             f"{pair.ratio:.2f}x",
             f"{pair.cpu_ratio:.2f}x",
             f"{pair.bar:.2f}x",
-            f"{pair.peer_peak_share:.0%} / {pair.peak_share:.0%}",
+            f"{pair.peer_speed * pair.flops / peak:.0%} / {pair.speed * pair.flops / peak:.0%}",
             f"{pair.peer_memory / 2**30:.1f} / {pair.memory / 2**30:.1f}",
             "other documents" if pair.difference is None else f"{pair.difference:.0e} ({pair.drift:.0e})",
             ", ".join(pair.problems) or "PASS",
@@ -180,7 +178,7 @@ def table_of(pairs: list[Pair], title: str) -> Table:
     return table
 
 
-def machine_record(threads: int, peak: float, load: float) -> dict[str, Any]:
+def machine_record(threads: int, load: float) -> dict[str, Any]:
     """Where and with what this was measured."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -188,7 +186,6 @@ def machine_record(threads: int, peak: float, load: float) -> dict[str, Any]:
         "cores": physical_cores(),
         "threads": threads,
         "load_before": round(load, 2),
-        "gemm_gflops": round(peak / 1e9, 1),
         "system": platform.platform(),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in VERSIONED},
@@ -224,6 +221,27 @@ def works_of(only: str | None, shape: Shape, counted: int, threads: int) -> list
     return [work for work in chosen if only in (None, work.name)]
 
 
+@dataclass
+class Outcome:
+    """All pairs of one benchmark, the peers that could not run (and why), and the machine's peak in FLOP/s."""
+
+    machine: dict[str, Any]
+    peak: float
+    pairs: list[Pair] = field(default_factory=list)
+    failures: list[dict[str, str]] = field(default_factory=list)
+
+    @property
+    def reached(self) -> bool:
+        """Whether every pair was measured and every bar is met."""
+        return bool(self.pairs) and not self.failures and not any(pair.problems for pair in self.pairs)
+
+    def write(self, path: Path) -> None:
+        """Keep everything as JSON."""
+        machine = self.machine | {"gemm_gflops": round(self.peak / 1e9, 1)}
+        record = {"machine": machine, "pairs": [pair_record(pair) for pair in self.pairs], "failures": self.failures}
+        write_atomically(path, json.dumps(record, indent=1) + "\n")
+
+
 def run(
     *,
     only: str | None = None,
@@ -232,37 +250,31 @@ def run(
     threads: int | None = None,
     tiny: bool = False,
     verbose: bool = False,
-    name: str = "training",
-    results: Path = RESULTS,
+    path: Path = RESULTS / "training.json",
     console: Console | None = None,
-) -> list[Pair]:
-    """Measure all pairs, print the table and write ``results/<name>.json``. ``peer``: only peers whose name contains this."""
-    console = console or Console(width=170)
-    threads = threads or physical_cores()
-    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
-    load, peak = other_load(), measured_peak(threads)
-    machine = machine_record(threads, peak, load)
-    console.print(f"{machine['processor']}: {threads} threads, {peak / 1e9:.0f} GFLOP/s, load of others {load:.1f}")
-    pairs, failures = [], []
-    for work in works_of(only, TINY if tiny else SMOLLM2, counted, threads):
-        for candidate in PEERS:
-            if peer is not None and peer.lower() not in candidate.name.lower():
-                continue
-            try:
-                pairs.append(run_pair(work, candidate, peak, verbose))
-            except UpliftError as error:
-                failures.append({"work": work.name, "peer": candidate.name, "error": str(error)})
-                console.print(f"[red]{work.name}: {candidate.name}[/red]: {error}", highlight=False)
-                continue
-            last = pairs[-1]
-            console.print(f"{work.name}: {last.peer}: {last.ratio:.2f}x by the clock, {last.cpu_ratio:.2f}x by CPU time")
-            _write(results / f"{name}.json", machine, pairs, failures)
-    shape = TINY if tiny else SMOLLM2
+) -> Outcome:
+    """Measure all pairs, print the table and write it to ``path``. ``peer``: only peers whose name contains this."""
+    console, threads, shape = console or Console(width=170), threads or physical_cores(), TINY if tiny else SMOLLM2
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)  # the workers' processes read these
+    outcome = Outcome(machine_record(threads, other_load()), measured_peak(threads))
+    console.print(f"{outcome.machine['processor']}: {threads} threads, load of others {outcome.machine['load_before']}")
+    chosen = [candidate for candidate in PEERS if peer is None or peer.lower() in candidate.name.lower()]
+    for work in works_of(only, shape, counted, threads):
+        for candidate in chosen:
+            _measure(work, candidate, outcome, verbose, console)
+            outcome.peak = max(outcome.peak, measured_peak(threads))  # other work can only make it look lower
+            outcome.write(path)
     title = f"{shape.name} shape, fp32, 8 documents a step; LoRA of rank 16 on all linear layers; pairs are peer / Uplift"
-    console.print(table_of(pairs, title))
-    return pairs
+    console.print(table_of(outcome.pairs, outcome.peak, title))
+    return outcome
 
 
-def _write(path: Path, machine: dict[str, Any], pairs: list[Pair], failures: list[dict[str, str]]) -> None:
-    record = {"machine": machine, "pairs": [pair_record(pair) for pair in pairs], "failures": failures}
-    write_atomically(path, json.dumps(record, indent=1) + "\n")
+def _measure(work: Work, peer: Peer, outcome: Outcome, verbose: bool, console: Console) -> None:
+    try:
+        pair = run_pair(work, peer, verbose)
+    except UpliftError as error:
+        outcome.failures.append({"work": work.name, "peer": peer.name, "error": str(error)})
+        console.print(f"{work.name}: {peer.name}: NOT MEASURED: {error}", highlight=False, markup=False)
+        return
+    outcome.pairs.append(pair)
+    console.print(f"{work.name}: {pair.peer}: {pair.ratio:.2f}x by the clock, {pair.cpu_ratio:.2f}x by CPU time")

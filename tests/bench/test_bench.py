@@ -51,18 +51,19 @@ def test_first_half_is_masked() -> None:
 
 
 def test_a_pair_agrees_on_the_loss_and_is_recorded(tmp_path: Path) -> None:
-    pairs = run_benchmark(only="full", peer="one document", counted=1, threads=1, tiny=True, results=tmp_path)
-    (pair,) = pairs
+    outcome = run_benchmark(only="full", peer="one document", counted=1, threads=1, tiny=True, path=tmp_path / "record.json")
+    (pair,) = outcome.pairs
+    assert not outcome.failures
     assert pair.difference is not None and pair.difference < 1e-5
     assert pair.drift is not None and pair.drift < 1e-4
     assert pair.speed > 0 and pair.peer_memory > 0
-    recorded = json.loads((tmp_path / "training.json").read_text(encoding="utf-8"))
+    recorded = json.loads((tmp_path / "record.json").read_text(encoding="utf-8"))
     assert recorded["pairs"][0]["ratio"] == pytest.approx(pair.ratio, abs=1e-3)
     assert recorded["machine"]["gemm_gflops"] > 0
 
 
 def test_a_pair_says_what_it_misses() -> None:
-    slow = Pair("full", "p", "default", 2.0, 15.0, 10.0, 1.0, 1.0, 3 << 30, 2 << 30, 0.5, 0.3, 0.1, 0.0, 0.0)
+    slow = Pair("full", "p", "default", 2.0, 15.0, 10.0, 1.0, 1.0, 3 << 30, 2 << 30, 7e8, 0.1, 0.0, 0.0)
     assert slow.problems == ["short by 0.50x", "1.0 GiB more", "other loss"]
 
 

@@ -85,15 +85,18 @@ def _check_flip(interrupted: Interrupted, seed: int) -> None:
     _ends_as_undisturbed(engine, interrupted)
 
 
-def test_every_bit_flip_is_named_and_passed_over(interrupted: Interrupted) -> None:
+def test_every_bit_flip_is_named_and_passed_over(interrupted: Interrupted, record_property: Callable[..., None]) -> None:
     for seed in range(32):
         _check_flip(interrupted, seed)
+    record_property("cases", 32)
 
 
 @pytest.mark.slow
-def test_two_hundred_bit_flips(interrupted: Interrupted) -> None:
+@pytest.mark.timeout(1800)
+def test_two_hundred_bit_flips(interrupted: Interrupted, record_property: Callable[..., None]) -> None:
     for seed in range(1000, 1200):
         _check_flip(interrupted, seed)
+    record_property("cases", 200)
 
 
 @pytest.mark.parametrize("name", FILES)

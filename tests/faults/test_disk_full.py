@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -117,12 +118,16 @@ def _engine(folder: Path, name: str) -> Engine:
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
-def test_a_disk_that_fails_at_any_call_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+def test_a_disk_that_fails_at_any_call_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, record_property: Callable[..., None]
+) -> None:
     counting = FailingDisk(0, number)
     whole = _engine(tmp_path, "whole")
     monkeypatch.setattr(storage, "disk", counting)
     whole.train()
-    for at in range(1, counting.calls + 1, 7):
+    calls = range(1, counting.calls + 1, 7)
+    record_property("cases", len(calls))
+    for at in calls:
         engine = _engine(tmp_path, f"at-{at}")
         monkeypatch.setattr(storage, "disk", FailingDisk(at, number))
         with pytest.raises(ResourceError, match="cannot write") as caught:

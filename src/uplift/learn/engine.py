@@ -223,7 +223,7 @@ class Engine:
                 loss = torch.stack([term.sum / max(totals[term.unit], 1e-12) for term in terms.values()]).sum()
                 (loss * self.parallel.world).backward()
             for name, term in terms.items():
-                sums[name] = sums.get(name, 0.0) + term.sum.detach().double()
+                sums[name] = sums.get(name, 0.0) + term.sum.detach().to(self.parallel.exact)
                 units[name] = term.unit
         values = self.parallel.sum([float(value) for value in torch.stack(list(sums.values())).tolist()])
         means = {name: value / max(totals[units[name]], 1e-12) for name, value in zip(sums, values, strict=True)}
@@ -266,7 +266,7 @@ class Engine:
         self.state.validations = max(self.state.validations + 1, int(self.fraction() * self.state.looks))
         self.learner.eval()
         with self._averaged(), self.parallel.autocast():
-            losses = torch.cat([self.learner.measure(batch) for batch in self.validation]).double()
+            losses = torch.cat([self.learner.measure(batch) for batch in self.validation]).cpu().double()
         self.learner.train()
         error = losses.std(correction=1).item() / math.sqrt(len(losses)) if len(losses) > 1 else 0.0
         return {"validation_loss": losses.mean().item(), "validation_loss_se": error}

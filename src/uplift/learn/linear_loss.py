@@ -44,6 +44,13 @@ def _logits(hidden_kD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, scale: 
     return logits if scale == 1.0 else logits * scale
 
 
+def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    """``total + left @ right`` in float32, into ``total``; the first product needs no zeros to start from."""
+    if total is None:
+        return (left @ right).float()
+    return total.addmm_(left, right) if left.dtype == torch.float32 else total.add_(left @ right)
+
+
 class _LinearLoss(torch.autograd.Function):
     """Both sums and, in the same pass over the chunks, what their gradients need."""
 
@@ -69,24 +76,29 @@ class _LinearLoss(torch.autograd.Function):
             nll_K = torch.empty(len(h), dtype=torch.float32, device=h.device)
             uniform_K = torch.empty_like(nll_K)
             pw_KD = torch.empty_like(h) if want_hidden else None
-            ph_VD = torch.zeros(w.shape, dtype=torch.float32, device=w.device) if want_weight else None
+            ph_VD: Tensor | None = None
             p_V = torch.zeros(len(w), dtype=torch.float32, device=w.device) if want_bias else None
             for begin in range(0, len(h), chunk_rows(w)):
                 part = slice(begin, begin + chunk_rows(w))
                 z = _logits(h[part], w, b, scale)
-                lse = z.logsumexp(-1)
-                nll_K[part] = lse - z.gather(1, targets_K[part, None]).squeeze(1)
-                uniform_K[part] = lse - z.mean(-1)
+                top, target, mean = z.amax(-1), z.gather(1, targets_K[part, None]).squeeze(1), z.mean(-1)
+                e = z.sub_(top[:, None]).exp_()  # p times its row's sum; the sum goes into the thin factors below
+                total = e.sum(-1)
+                lse = top + total.log()
+                nll_K[part] = lse - target
+                uniform_K[part] = lse - mean
                 if not (want_hidden or want_weight or want_bias):
                     continue
-                p = z.sub_(lse[:, None]).exp_().mul_(weights_K[part, None])
-                q = p.to(compute)
+                q, share = e.to(compute), weights_K[part].float() / total
                 if pw_KD is not None:
                     torch.mm(q, w, out=pw_KD[part])
-                if ph_VD is not None:
-                    ph_VD.addmm_(q.T, h[part]) if q.dtype == torch.float32 else ph_VD.add_(q.T @ h[part])
+                    pw_KD[part] *= share[:, None].to(compute)
+                if want_weight:
+                    ph_VD = _add_product(ph_VD, q.T, h[part] * share[:, None].to(compute))
                 if p_V is not None:
-                    p_V.add_(p.sum(0))
+                    p_V.addmv_(e.T, share)
+            if want_weight and ph_VD is None:
+                ph_VD = torch.zeros(w.shape, dtype=torch.float32, device=w.device)
         ctx.save_for_backward(hidden_KD, weight_VD, targets_K, weights_K, pw_KD, ph_VD, p_V)
         ctx.scale = scale
         ctx.set_materialize_grads(False)
@@ -109,11 +121,11 @@ class _LinearLoss(torch.autograd.Function):
             g_hidden = g.mul_(scale).to(hidden_KD.dtype)
         if ph_VD is not None:
             h = hidden_KD.float()
-            g_weight = ph_VD * total
-            g_weight.index_add_(0, targets_K, h * (w_K * -g_cross)[:, None])
+            g_weight = ph_VD * (total * scale)
+            g_weight.index_add_(0, targets_K, h * (w_K * (-g_cross * scale))[:, None])
             if smooth:
-                g_weight -= (h * (w_K * g_uniform / size)[:, None]).sum(0)
-            g_weight = g_weight.mul_(scale).to(weight_VD.dtype)
+                g_weight -= (h * (w_K * (g_uniform * scale / size))[:, None]).sum(0)
+            g_weight = g_weight.to(weight_VD.dtype)
         if p_V is not None:
             g_bias = (p_V * total).index_add_(0, targets_K, -w_K * g_cross) - (w_K * g_uniform).sum() / size
             g_bias = g_bias * scale

@@ -42,7 +42,9 @@ def resolve_groups(model: LanguageModel, techniques: Sequence[Technique]) -> dic
                     decided[name] = (technique.use, rule.trainable)
                     trainable = rule.trainable
                 decay = old.weight_decay if rule.weight_decay is None else rule.weight_decay
-                settings[name] = Settings(trainable, old.lr_multiplier * (rule.lr_multiplier or 1.0), decay)
+                settings[name] = Settings(
+                    trainable, old.lr_multiplier * (1.0 if rule.lr_multiplier is None else rule.lr_multiplier), decay
+                )
     return settings
 
 

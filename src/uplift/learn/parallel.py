@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -18,6 +19,8 @@ from uplift.core.errors import ResourceError
 from uplift.core.recipe import Hardware
 
 TIMEOUT = timedelta(seconds=600)
+MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1
+"""Parameters of glibc's ``mallopt``."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,11 @@ class Parallel:
     def first(self) -> bool:
         """Whether this process writes files and talks to the user."""
         return self.rank == 0
+
+    @property
+    def exact(self) -> torch.dtype:
+        """The type to add up losses in: float64 where the device has it."""
+        return torch.float32 if self.device.type == "mps" else torch.float64
 
     def wrap(self, learner: nn.Module) -> nn.Module:
         """The learner under data parallelism when there are several processes."""
@@ -105,9 +113,21 @@ def pick_precision(asked: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
 
 
+def keep_freed_memory() -> None:
+    """Have glibc reuse freed blocks of up to 32 MiB in place of returning them: a step asks for the same sizes again.
+
+    Measured: 2 to 7 % of a full CPU step was page faults. Elsewhere than on glibc this does nothing.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(MMAP_THRESHOLD, 32 << 20)
+        libc.mallopt(TRIM_THRESHOLD, 2**31 - 1)
+
+
 @contextlib.contextmanager
 def processes(hardware: Hardware) -> Iterator[Parallel]:
     """Join the other ranks if a launcher (torchrun, Ray Train, Slurm) started several, else run alone."""
+    keep_freed_memory()
     device = pick_device(hardware.device)
     precision = pick_precision(hardware.precision, device)
     world = int(os.environ.get("WORLD_SIZE", "1"))

@@ -74,6 +74,7 @@ def run(
                 _forget_checkpoints(folder)
                 return report
             if not resume:
+                folder.report_file.unlink(missing_ok=True)
                 _forget_checkpoints(folder)
             return _carry_out(recipe, base_dir, folder, parallel, display, parts)
 
