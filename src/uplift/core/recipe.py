@@ -232,6 +232,7 @@ class Hardware(Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
+    """Compile each block with torch.compile; `auto`: on CUDA only (on a CPU it costs more than it gives)."""
     prefix_cache: bool = True
     """Keep the hidden states of frozen lower layers between epochs."""
 

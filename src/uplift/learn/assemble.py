@@ -199,6 +199,9 @@ def build_engine(assembly: Assembly, run: Run, parallel: Parallel, report: Repor
     checked.raise_if_bad()
     lr = peak_lr(recipe.train.lr, model, trainable)
     optimizer = build_adamw(trainable, settings, recipe.train.optimizer, lr)
+    if recipe.hardware.compile == "on" or (recipe.hardware.compile == "auto" and parallel.device.type == "cuda"):
+        for layer in model.layers:
+            layer.compile(dynamic=True)
     learner = Learner(model, techniques, _prefix(recipe, model, trainable, techniques))
     feed = Feed(assembly.corpora["train"], encoded, techniques, recipe.seed, recipe.train.batch_tokens)
     micro = recipe.train.micro_tokens or (CPU_MICRO_TOKENS if parallel.device.type == "cpu" else DEVICE_MICRO_TOKENS)

@@ -115,8 +115,8 @@ class Engine:
         self._since = time.monotonic()
         with SignalWatch() as watch:
             while self.fraction() < 1.0 and not self._over():
-                indices = self._next()
-                metrics = self._step(indices)
+                metrics = self._step(self._next())
+                self._keep_to_budget()
                 if self._validation_due():
                     metrics |= self.validate()
                 self._observe(metrics)
@@ -132,14 +132,17 @@ class Engine:
         return self.state
 
     def _over(self) -> bool:
-        budget = self.train_section.budget.seconds
-        late = budget is not None and self.seconds > budget * OVERRUN and not self.state.stopped
-        if self.parallel.any(late):
-            share = f"{100 * self.fraction():.0f} %"
-            text = f"the time budget of {budget:.0f} s ended training at {share} of its schedule (the machine was busy)"
-            self.state.stopped = text
-            self._event("budget_cut", text)
         return self.parallel.any(bool(self.state.stopped))
+
+    def _keep_to_budget(self) -> None:
+        """End a run that a busy machine has made too long, and say so."""
+        budget = self.train_section.budget.seconds
+        if budget is not None and self.parallel.any(self.seconds > budget * OVERRUN):
+            share = f"{100 * self.fraction():.0f} %"
+            self.state.stopped = (
+                f"the time budget of {budget:.0f} s ended training at {share} of its schedule (the machine was busy)"
+            )
+            self._event("budget_cut", self.state.stopped)
 
     def _next(self) -> list[int]:
         steps = self.feed.steps(self.state.epoch, self.planned)
@@ -250,6 +253,8 @@ class Engine:
         if not self.validation:
             return False
         every = self.train_section.evaluate_every
+        if self.state.stopped:
+            return True
         if every:
             return self.state.step % every == 0
         return int(self.fraction() * self.state.looks) > self.state.validations
