@@ -28,7 +28,6 @@ TESTED = {
     "tokenizers": ("0.22", "0.23"),
     "safetensors": ("0.6", "0.8"),
     "peft": ("0.19", "0.21"),
-    "datasets": ("4.0", "5.2"),
     "pydantic": ("2.11", "2.14"),
 }
 """Distribution -> oldest version that works, newest version the tests ran with."""
