@@ -314,7 +314,7 @@ class Comparison(Section):
     """Training budget per arm and seed."""
     seeds: Annotated[list[Seed], Field(min_length=1, max_length=100)] = [0]
     placebo: bool = False
-    """Add a copy of the best trained arm with shuffled training labels; it must stay at chance."""
+    """Add a copy of the recommended arm with shuffled training labels; it must stay at chance."""
     output_dir: Path = "runs"
 
     @model_validator(mode="after")

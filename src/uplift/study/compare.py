@@ -105,7 +105,7 @@ class PairTest:
 
 @dataclass(frozen=True)
 class Placebo:
-    """The best trained arm on shuffled labels: its score, what blind guessing scores, and whether they agree."""
+    """The recommended (or best trained) arm on shuffled labels: its score, what blind guessing scores, and if they agree."""
 
     of: str
     score: Interval

@@ -287,9 +287,10 @@ def _mean_cost(costs: list[Cost]) -> Cost:
 
 # -- placebo -----------------------------------------------------------------------------------------------------------
 def _run_placebo(conclusion: Conclusion, study: Study) -> ArmResult | None:
-    """The best trained arm again, on training labels that are shuffled."""
+    """The recommended arm (the best trained one, where that is not trained) again, on training labels that are shuffled."""
     arms = {arm.name: arm for arm in study.comparison.arms}
-    best = next((entry.arm.name for entry in conclusion.ranking if entry.arm.kind == "trained"), None)
+    trained = [entry.arm.name for entry in conclusion.ranking if entry.arm.kind == "trained"]
+    best = conclusion.recommended if conclusion.recommended in trained else next(iter(trained), None)
     if best is None:
         study.say("no placebo: no arm was trained")
         return None
