@@ -39,6 +39,7 @@ from uplift.study.comparison_report import ArmRecord, comparison_report, summari
 from uplift.study.machine import reset_peak_memory
 from uplift.study.report_html import render_html
 from uplift.study.wording import show_metric_name, show_score, show_seconds
+from uplift.verbs.command import command_line
 from uplift.verbs.run import run
 
 PLACEBO = "placebo"
@@ -109,7 +110,7 @@ def compare(comparison: Comparison, base_dir: Path, *, console: Console | None =
             study.records,
             _data_report(study),
             hash=hash,
-            command="uplift compare",
+            command=command_line("compare"),
             started=started,
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
             environment=_environment(study),

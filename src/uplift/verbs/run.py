@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from uplift.learn.parallel import Parallel, processes
 from uplift.learn.preflight import preflight
 from uplift.study.machine import choose_threads, peak_memory_bytes
 from uplift.study.report_html import render_html
+from uplift.verbs.command import command_line
 from uplift.verbs.display import Display
 
 CURVES = ("loss", "validation_loss", "gradient_norm", "lr", "tokens_per_second")
@@ -263,7 +263,7 @@ def _report(
         warnings=tuple(assembly.warnings),
         notes=tuple([*assembly.model.notes, *(measured.notes if measured else ())]),
         environment=folder.identity(),
-        command=f"uplift run {' '.join(sys.argv[2:])}" if len(sys.argv) > 2 else "uplift run",
+        command=command_line("run"),
         started=spent.started,
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         seed=recipe.seed,
