@@ -128,7 +128,7 @@ def _task_section(look: FirstLook) -> str:
 def _usual_techniques(look: FirstLook) -> list[tuple[str, str]]:
     lines = [("lora", "  - {use: lora, rank: 8}  # trains about 1 % of the weights; the model stays as it was\n")]
     if look.goal == "classify":
-        lines.append(("label_smoothing", "  - {use: label_smoothing, amount: 0.1}  # labels are never all right\n"))
+        lines.append(("label_smoothing", "  - {use: label_smoothing, amount: 0.01}  # labels are never all right\n"))
     lines.append(
         ("early_stopping", "  - {use: early_stopping, patience: 3}  # stops when the validation part no longer gains\n")
     )
@@ -210,7 +210,7 @@ def _trained_arms(look: FirstLook, machine: Machine) -> list[_Arm]:
             ),
             _Arm(
                 "lora-robust",
-                "{techniques: [{use: lora, rank: 8}, {use: label_smoothing}, {use: fgm}, {use: early_stopping}]}",
+                "{techniques: [{use: lora, rank: 8}, {use: label_smoothing, amount: 0.01}, {use: fgm}, {use: early_stopping}]}",
                 "LoRA against noise: smoothed labels, adversarial embeddings (twice the time of a step), stops in time.",
                 ("lora", "label_smoothing", "fgm", "early_stopping"),
             ),
