@@ -218,7 +218,7 @@ class Group:
 class Signal:
     """What an observer asks of the engine. ``stop`` wins over everything."""
 
-    kind: Literal["stop", "keep_best", "regroup"]
+    kind: Literal["stop", "keep_best"]
     reason: str
 
 
