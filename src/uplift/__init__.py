@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     )
     from uplift.core.technique import Technique as Technique
 
-# Threads that wait for each other spin; where other work holds a core they burn it. Measured under load: 3.3 times the CPU time
-# of a step with the default, 1.3 times with this (docs/decisions.md). Read by the OpenMP library when torch is imported.
+# Threads that wait for each other spin; where other work holds a core they burn it (docs/decisions.md,
+# `python -m bench.threads`). Read by the OpenMP library when torch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 __version__ = "0.1.0"

@@ -82,31 +82,30 @@ def test_one_of_two_processes_is_killed_many_times(
     record_property("cases", killed)
 
 
+def _signalled(server: ForkServer, reference: Recipe, tmp_path: Path, rank: int) -> Recipe:
+    """A copy of the run in which one of the processes got SIGTERM after two steps, and both ended with 143."""
+    recipe = elsewhere(reference, tmp_path)
+    pids = start_together(server, recipe, WORLD, step_seconds=0.2)
+    while newest_sound_step(run_folder(recipe)) < 2:
+        time.sleep(0.05)
+    os.kill(pids[rank], signal.SIGTERM)
+    assert [server.wait(pid) for pid in pids] == [143, 143], logs(recipe)
+    return recipe
+
+
 def test_a_signal_to_one_process_saves_and_ends_all(
     server: ForkServer, reference: tuple[Recipe, Outcome, float], tmp_path: Path
 ) -> None:
-    recipe = elsewhere(reference[0], tmp_path)
-    pids = start_together(server, recipe, WORLD, step_seconds=0.2)
-    folder = run_folder(recipe)
-    while newest_sound_step(folder) < 2:
-        time.sleep(0.05)
-    os.kill(pids[1], signal.SIGTERM)
-    assert [server.wait(pid) for pid in pids] == [143, 143], logs(recipe)
+    recipe = _signalled(server, reference[0], tmp_path, rank=1)
     assert _finished(server, recipe) == reference[1]
 
 
 def test_another_number_of_processes_continues_and_says_so(
     server: ForkServer, reference: tuple[Recipe, Outcome, float], tmp_path: Path
 ) -> None:
-    recipe = elsewhere(reference[0], tmp_path)
-    pids = start_together(server, recipe, WORLD, step_seconds=0.2)
-    folder = run_folder(recipe)
-    while newest_sound_step(folder) < 2:
-        time.sleep(0.05)
-    os.kill(pids[0], signal.SIGTERM)
-    assert [server.wait(pid) for pid in pids] == [143, 143], logs(recipe)
+    recipe = _signalled(server, reference[0], tmp_path, rank=0)
     found = _finished(server, recipe, world=1)
-    assert any("processes: 2 -> 1" in text for text in read_events(folder, "identity_changed"))
+    assert any("processes: 2 -> 1" in text for text in read_events(run_folder(recipe), "identity_changed"))
     assert [row for row in found.metrics if row[1] == "samples_hash"] == [
         row for row in reference[1].metrics if row[1] == "samples_hash"
     ], "the order of the data does not depend on the number of processes"

@@ -238,10 +238,10 @@ class Hardware(Section):
 
 
 class Evaluation(Section):
-    """What to measure on the test part. ``auto`` takes what fits the task; the base model is measured too."""
+    """How to measure on the test part; what is measured follows from the task."""
 
-    use: Literal["auto", "classification", "language"] = "auto"
     base: bool = True
+    """Measure the base model too, on the same rows."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """Most test rows to use (the same ones every time)."""
     bootstrap: Annotated[int, Field(ge=100, le=100_000)] = 2000

@@ -63,16 +63,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A sample as tokens. ``weights[i]`` is the loss weight of *predicting* ``ids[i]`` (0 = not trained on).
-
-    ``prefix`` counts leading tokens shared by all samples of the corpus (few-shot demonstrations).
-    """
+    """A sample as tokens. ``weights[i]`` is the loss weight of *predicting* ``ids[i]`` (0 = not trained on)."""
 
     id: str
     ids: Sequence[int]
     weights: Sequence[float]
     label: int | None = None
-    prefix: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -49,7 +49,7 @@ class Feed:
         own = share_of_rank(items, parallel.rank, parallel.world) if parallel.world > 1 else items
         if not own:
             empty = items[0]
-            own = [Encoded(empty.id, empty.ids, [0.0] * len(empty), None, empty.prefix)]
+            own = [Encoded(empty.id, empty.ids, [0.0] * len(empty), None)]
         parts = split_micro(own, micro_tokens)
         return [pack(part, device=parallel.device, progress=progress, seed=self.seed) for part in parts]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -19,6 +19,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from uplift.core.errors import ModelError
 from uplift.model.attention import PACKED, Documents, KeyValues
+from uplift.model.lean import forgetting, make_lean
 
 EMBEDDING_NAME = re.compile(r"(^|\.)(wte|wpe|project_in|[^.]*emb[^.]*)(\.|$)")
 
@@ -216,7 +217,8 @@ class Backbone:
             options["position_ids"] = positions + self.layout.offset
         if documents is not None:
             options["documents"] = documents
-        output = self.module(inputs_embeds=embeddings, attention_mask=attention_mask, **options)
+        with forgetting() if torch.is_grad_enabled() else nullcontext():
+            output = self.module(inputs_embeds=embeddings, attention_mask=attention_mask, **options)
         return output[0]  # type: ignore[no-any-return]
 
     @contextmanager
@@ -264,9 +266,10 @@ PROBE = [3, 2, 3]
 def settle(pretrained: PreTrainedModel) -> Layout:
     """The layout with ``packed`` decided by trying: a packed row must give what its documents give alone.
 
-    Sets the attention to ``uplift_packed`` where that holds. Runs a few forwards of at most 8 tokens in eval mode. Raises
-    ModelError when even the padded way disagrees.
+    Sets the attention to ``uplift_packed`` where that holds, and makes the blocks lean. Runs a few forwards of at most 8
+    tokens in eval mode. Raises ModelError when even the padded way disagrees.
     """
+    make_lean(pretrained)
     layout = replace(look_at(pretrained), tuple_size=_tuple_size(pretrained))
     one_by_one = Backbone(pretrained, layout)
     with evaluating(pretrained):
