@@ -91,7 +91,7 @@ def _trained() -> tuple[dict[str, nn.Parameter], torch.optim.AdamW]:
 
 def test_optimizer_memory_goes_by_name_and_survives_another_order(tmp_path: Path) -> None:
     parameters, optimizer = _trained()
-    memory = optimizer_memory(optimizer, {p: name for name, p in parameters.items()})
+    memory = optimizer_memory(optimizer, parameters)
     assert set(memory) == {"a.weight", "b"}, "what never had a gradient has no memory"
     save_checkpoint(tmp_path / "c", RunState(), parameters, memory, {})
     fresh = dict(reversed(_parameters().items()))
@@ -132,7 +132,7 @@ def test_parameters_that_never_get_a_gradient_do_not_block_a_restart(tmp_path: P
     def made() -> Any:
         engine = make_engine(tmp_path, train={"save_every": 1}, validation=0)
         engine.parameters["spare"] = spare = nn.Parameter(torch.ones(3))  # type: ignore[index]
-        engine._names[spare] = "spare"
+        engine.touched["spare"] = spare
         engine.optimizer.param_groups[0]["params"].append(spare)
         return engine
 

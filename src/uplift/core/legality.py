@@ -16,6 +16,7 @@ def given_words(recipe: Recipe, head: Head | None = None) -> frozenset[str]:
     ``head`` settles ``task.head: auto`` once the model's kind is known; until then both heads count as given.
     """
     words = {recipe.task.use, "train_rows", "training" if recipe.train.steps != 0 else "no_training"}
+    words.add(f"{recipe.train.schedule.use}_schedule")
     if recipe.data.validation is not None or recipe.data.split.validation > 0:
         words.add("validation")
     if not isinstance(recipe.task, ClassifyTask):

@@ -7,7 +7,7 @@ are its options. Everything it must remember lives in private attributes that ``
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
@@ -59,7 +59,11 @@ class Technique(BaseModel):
         return model
 
     def groups(self, model: Any) -> list[Group]:
-        """Rules about parameters of the edited ``LanguageModel``; later ones refine earlier ones."""
+        """Rules about parameters of the edited ``LanguageModel``; later ones refine earlier ones.
+
+        Asked again after a ``regroup`` signal, and after ``load_state`` on resume: what trains may depend on the state. A
+        technique that sends the signal declares ``gives={"regroup"}``.
+        """
         return []
 
     def finish(self, model: Any) -> Any:
@@ -78,6 +82,13 @@ class Technique(BaseModel):
     # -- update -------------------------------------------------------------------------------------------------
     def gradients(self, parameters: Parameters, progress: Progress) -> None:
         """Sum of pulls: add to ``.grad`` of the trainable parameters in place, before clipping."""
+
+    def update(self, parameters: Parameters, progress: Progress, backward: Callable[[], None]) -> None:
+        """One owner (``exclusive={"update"}``), called with the batch's gradients in ``.grad``, before the pulls.
+
+        It may move the parameters and call ``backward()``: the gradients of the same batch, under the same random numbers, then
+        replace those in ``.grad``. It leaves the parameters as it found them, bit for bit.
+        """
 
     def after_update(self, parameters: Parameters, progress: Progress, lr: float) -> None:
         """Chain: change the trainable parameters in place after the optimizer step."""

@@ -189,8 +189,24 @@ class Pass(Protocol):
     def losses(self) -> HeadLosses:
         """Losses of this pass under the task's own head."""
 
+    @property
+    def predictions(self) -> Any:
+        """What the head says of the trained units, for ``divergence`` and ``entropy``; opaque to techniques."""
+
     def rerun(self, embeddings: Tensor) -> Pass:
-        """Another forward of the same batch from other embeddings (1, T, D)."""
+        """Another forward of the same batch from other embeddings (1, T, D); dropout draws anew."""
+
+    def under(self, model: Any) -> Pass:
+        """The same batch through another ``LanguageModel`` (a frozen copy, a teacher) from its own embeddings, no gradient."""
+
+    def divergence(self, other: Pass, *, symmetric: bool = False, fixed: bool = False) -> Tensor:
+        """Scalar, nats: weighted sum of KL(self || other) over the trained units, or of both directions.
+
+        ``fixed``: self is a constant.
+        """
+
+    def entropy(self) -> Tensor:
+        """Scalar, nats: weighted sum of the predictions' entropies over the trained units."""
 
     def shared(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """``make()``, computed once for this pass under ``key``."""
@@ -212,9 +228,13 @@ class Group:
 
 @dataclass(frozen=True)
 class Signal:
-    """What an observer asks of the engine. ``stop`` wins over everything."""
+    """What an observer asks of the engine. ``stop`` wins over everything.
 
-    kind: Literal["stop", "keep_best"]
+    keep_best: keep these weights for the end; regroup: ask ``groups`` again, what trains has changed; decay: begin the last
+    phase of the schedule now (``wsd``), training ends with it.
+    """
+
+    kind: Literal["stop", "keep_best", "regroup", "decay"]
     reason: str
 
 

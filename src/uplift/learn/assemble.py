@@ -227,7 +227,9 @@ def _prefix(
 ) -> PrefixCache | None:
     """A cache of the frozen lower layers, when nothing perturbs their inputs and samples are seen more than once."""
     depth = frozen_depth(model, trainable)
-    perturbed = any(type(t).embed is not Technique.embed or "embedding_gradient" in t.declare().gives for t in techniques)
+    perturbed = any(
+        type(t).embed is not Technique.embed or {"embedding_gradient", "regroup"} & t.declare().gives for t in techniques
+    )
     if not recipe.hardware.prefix_cache or depth == 0 or perturbed:
         return None
     return PrefixCache(model, depth)

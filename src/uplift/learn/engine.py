@@ -24,7 +24,7 @@ from uplift.core.technique import Technique
 from uplift.core.values import Batch, Progress, Signal, Terms, Unit, derive_seed
 from uplift.learn.feed import Feed
 from uplift.learn.learner import Learner
-from uplift.learn.optim import set_lr
+from uplift.learn.optim import apply_groups, build_adamw, resolve_groups, set_lr
 from uplift.learn.parallel import Parallel
 from uplift.learn.schedule import Horizon, lr_factor
 from uplift.learn.signals import SignalWatch
@@ -75,7 +75,8 @@ class Engine:
         self.validation, self.run, self.parallel, self.seed, self.report = validation, run, parallel, seed, report
         self.state = RunState(identity=identity)
         self.wrapped = parallel.wrap(learner)
-        self._names = {parameter: name for name, parameter in parameters.items()}
+        self.touched = dict(parameters)
+        """Everything that has trained so far: what a checkpoint holds."""
         self._home = Path(parallel.share_text(str(run.path.absolute())))
         self._committed = -1
         self._since = self._saved = time.monotonic()
@@ -96,7 +97,10 @@ class Engine:
     def fraction(self, samples: float = 0, steps: float = 0, tokens: float = 0) -> float:
         """Share of training done, with this much more than now."""
         state = self.state
-        return self.horizon.fraction(state.samples + samples, state.step + steps, state.tokens + tokens)
+        done = self.horizon.fraction(state.samples + samples, state.step + steps, state.tokens + tokens)
+        if state.decay_from is None:
+            return done
+        return done + 1.0 - self.train_section.schedule.decay - state.decay_from  # the stable phase was cut short
 
     def progress(self) -> Progress:
         """Where the run is now."""
@@ -158,10 +162,8 @@ class Engine:
         # The middle of the step, so neither the first nor the last one has rate 0; a last step may reach past the end.
         middle = self.fraction(len(indices) / 2, 0.5, size / 2) / max(1.0, self.fraction(len(indices), 1, size))
         lr = self.lr * lr_factor(self.train_section.schedule, middle)
-        sums = self._backward(indices)
         progress = self.progress()
-        for technique in self.techniques:
-            technique.gradients(self.parameters, progress)
+        sums = self.gradients(indices)
         limit = self.train_section.clip or math.inf
         norm = float(nn.utils.clip_grad_norm_(list(self.parameters.values()), limit).item())
         finite = math.isfinite(norm) and all(math.isfinite(value) for value in sums.values())
@@ -198,9 +200,28 @@ class Engine:
             self.optimizer.zero_grad(set_to_none=True)
             self._halve_micro(why)
 
+    def gradients(self, indices: list[int]) -> dict[str, float]:
+        """Leave in ``.grad`` what the step over these samples would apply, before clipping; returns the mean losses."""
+        progress, sums = self.progress(), self._passes(indices)
+        for technique in self.techniques:
+            technique.gradients(self.parameters, progress)
+        return sums
+
+    def _passes(self, indices: list[int]) -> dict[str, float]:
+        """The gradients of all forward and backward passes of a step; the losses are those of the first."""
+        progress, sums = self.progress(), self._backward(indices)
+
+        def again() -> None:
+            self.optimizer.zero_grad(set_to_none=True)
+            self._backward(indices)
+
+        for technique in self.techniques:
+            technique.update(self.parameters, progress, again)
+        return sums
+
     def probe(self, indices: list[int]) -> None:
-        """Forward and backward of these samples, then forget: for preflight and timing."""
-        self._backward(indices)
+        """The passes of a step over these samples, then forget: for preflight and timing."""
+        self._passes(indices)
         self.optimizer.zero_grad(set_to_none=True)
 
     def _halve_micro(self, why: str) -> None:
@@ -295,10 +316,35 @@ class Engine:
         for signal in signals:
             if signal.kind == "keep_best":
                 self._keep_best()
+            elif signal.kind == "regroup":
+                self._regroup()
+                self._event("regrouped", signal.reason)
+            elif signal.kind == "decay":
+                self._decay_now(signal.reason)
             elif signal.kind == "stop":
                 self.state.stopped = signal.reason  # before the commit of this step, or a restart would train on
                 self._event("stopped_early", signal.reason)
         self.report(progress, metrics)
+
+    def _regroup(self) -> None:
+        """Ask the techniques again what trains; moments are kept for what goes on training and forgotten for the rest."""
+        model, memory = self.learner.model, self.optimizer.state
+        settings = resolve_groups(model, self.techniques)
+        self.parameters = apply_groups(model, settings)
+        self.optimizer = build_adamw(self.parameters, settings, self.train_section.optimizer, self.lr)
+        for parameter in self.parameters.values():
+            if parameter in memory:
+                self.optimizer.state[parameter] = memory[parameter]
+        self.touched |= self.parameters
+        self.wrapped = self.parallel.wrap(self.learner)
+        self.state.regrouped = True
+
+    def _decay_now(self, reason: str) -> None:
+        """Begin the schedule's decay here; the run ends with it."""
+        schedule = self.train_section.schedule
+        if self.state.decay_from is None and self.fraction() < 1.0 - schedule.decay:
+            self.state.decay_from = self.fraction()
+            self._event("decay_begun", reason)
 
     def _event(self, code: str, text: str) -> None:
         if self.parallel.first:
@@ -310,9 +356,9 @@ class Engine:
         begin = time.monotonic()
         saved = replace(self.state, seconds=self.seconds)
         if self.parallel.first:
-            memory = optimizer_memory(self.optimizer, self._names)
+            memory = optimizer_memory(self.optimizer, self.parameters)
             techniques = {str(i): t.state() for i, t in enumerate(self.techniques)}
-            save_checkpoint(self._path(self.state.step), saved, self.parameters, memory, techniques)
+            save_checkpoint(self._path(self.state.step), saved, self.touched, memory, techniques)
             prune(self.run.checkpoints, self.train_section.keep, protect=())
         self.parallel.barrier()
         self._committed, self._saved = self.state.step, time.monotonic()
@@ -325,13 +371,16 @@ class Engine:
         self.state.best_step = self.state.step
         if self.parallel.first:
             with self._averaged():
-                save_checkpoint(self._home / "best", self.state, self.parameters, {}, {})
+                # What trains later must go back too, to what it is now.
+                all_of_it = any("regroup" in technique.declare().gives for technique in self.techniques)
+                kept = self.learner.model.parameters_by_name() if all_of_it else self.touched
+                save_checkpoint(self._home / "best", self.state, kept, {}, {})
 
     def _restore_best(self) -> None:
         if self.state.best_step is not None and self.state.best_step != self.state.step:
             self.parallel.barrier()
             _, weights, _, _ = load_checkpoint(self._home / "best")
-            load_weights(self.parameters, weights)
+            load_some(self.learner.model.parameters_by_name(), weights)
             self._event("best_restored", f"weights of step {self.state.best_step} restored (last step {self.state.step})")
 
     def resume(self) -> bool:
@@ -349,10 +398,14 @@ class Engine:
         changed = compare_identity(state.identity, self.state.identity)
         if changed:
             self._event("identity_changed", f"continuing where results may differ in the last digits: {changed}")
-        load_weights(self.parameters, weights)
-        restore_optimizer(self.optimizer, self.parameters, memory)
         for index, technique in enumerate(self.techniques):
             technique.load_state(techniques[str(index)])
+        if state.regrouped:
+            self._regroup()
+            named = self.learner.model.parameters_by_name()
+            self.touched |= {name: named[name] for name in weights if name in named}
+        load_weights(self.touched, weights)
+        restore_optimizer(self.optimizer, self.parameters, memory)
         self.state = replace(state, identity=self.state.identity)
         self._committed = state.step
         if state.token_limit is not None:

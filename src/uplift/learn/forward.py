@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from uplift.core.values import Batch, Unit
+from uplift.core.values import Batch, Pass, Unit
+from uplift.learn.distributions import Predictions, entropy, kl_divergence, symmetric_divergence
 from uplift.learn.linear_loss import Losses, class_losses, linear_cross_entropy
 from uplift.model.language_model import LanguageModel
 
@@ -33,8 +34,8 @@ class ForwardPass:
         """Losses under the task's head; only trained positions reach the language head."""
         model, batch = self.model, self.batch
         if model.head_kind == "class":
-            return class_losses(model.class_logits(self.hidden, batch.lengths), batch.labels)
-        kept = torch.nonzero(batch.weights[0], as_tuple=True)[0]
+            return class_losses(self._class_logits, batch.labels)
+        kept = self._kept
         return linear_cross_entropy(
             self.hidden[0, kept],
             model.head_weight,
@@ -46,8 +47,46 @@ class ForwardPass:
         )
 
     def rerun(self, embeddings: Tensor) -> ForwardPass:
-        """Another forward of the same batch from other embeddings (1, T, D)."""
+        """Another forward of the same batch from other embeddings (1, T, D); dropout draws anew."""
         return ForwardPass(self.model, self.batch, embeddings, self.start)
+
+    @torch.no_grad()
+    def under(self, model: LanguageModel) -> ForwardPass:
+        """The same batch through another model from its own embeddings, no gradient."""
+        return ForwardPass(model, self.batch, model.embed(self.batch.ids))
+
+    def divergence(self, other: Pass, *, symmetric: bool = False, fixed: bool = False) -> Tensor:
+        """Weighted sum of KL(self || other) over the trained units, or of both directions; ``fixed``: self is a constant."""
+        own = self.predictions.detached() if fixed else self.predictions
+        return (symmetric_divergence if symmetric else kl_divergence)(own, other.predictions, self._unit_weights)
+
+    def entropy(self) -> Tensor:
+        """Weighted sum of the predictions' entropies over the trained units."""
+        return entropy(self.predictions, self._unit_weights)
+
+    @cached_property
+    def predictions(self) -> Predictions:
+        """What the head says at the trained positions, or of the labelled samples."""
+        model = self.model
+        if model.head_kind == "class":
+            return Predictions(logits=self._class_logits[self.batch.labels != -100])
+        return Predictions(self.hidden[0, self._kept], model.head_weight, model.head_bias, model.head_scale, model.head_softcap)
+
+    @cached_property
+    def _class_logits(self) -> Tensor:
+        return self.model.class_logits(self.hidden, self.batch.lengths)
+
+    @cached_property
+    def _kept(self) -> Tensor:
+        """Indices of the trained positions."""
+        return torch.nonzero(self.batch.weights[0], as_tuple=True)[0]
+
+    @cached_property
+    def _unit_weights(self) -> Tensor:
+        """(K,) weight of each trained unit."""
+        if self.model.head_kind == "class":
+            return torch.ones_like(self.batch.labels[self.batch.labels != -100], dtype=torch.float32)
+        return self.batch.weights[0, self._kept]
 
     def shared(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """``make()``, computed once for this pass under ``key``."""

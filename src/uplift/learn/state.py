@@ -28,7 +28,8 @@ TENSOR = "__tensor__"
 class RunState:
     """Numbers of a run. ``epoch`` and ``index`` (of the next step in it) are the data position; ``samples`` counts draws.
 
-    ``looks``: validations spread over the run; ``validations``: how many were due so far.
+    ``looks``: validations spread over the run; ``validations``: how many were due so far. ``regrouped``: what trains has
+    changed since the start; ``decay_from``: share of the run after which the schedule's decay was begun early.
     """
 
     step: int = 0
@@ -45,6 +46,8 @@ class RunState:
     validations: int = 0
     looks: int = 10
     prefix_cached: bool = False
+    regrouped: bool = False
+    decay_from: float | None = None
     stopped: str = ""
     identity: dict[str, str] = field(default_factory=dict)
 
@@ -88,11 +91,9 @@ def _unflatten(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     return value
 
 
-def optimizer_memory(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]) -> dict[str, Any]:
+def optimizer_memory(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Any]:
     """The optimizer's per-parameter state under parameter names (never under positions)."""
-    return {
-        names[parameter]: dict(state) for parameter, state in optimizer.state.items() if isinstance(parameter, nn.Parameter)
-    }
+    return {name: dict(optimizer.state[p]) for name, p in parameters.items() if p in optimizer.state}
 
 
 def restore_optimizer(

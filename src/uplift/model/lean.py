@@ -199,7 +199,8 @@ def make_lean(root: nn.Module) -> int:
     verdicts: dict[type[nn.Module], bool] = {}
     count = 0
     for module in root.modules():
-        base, lean = type(module), _lean_forward(module)
+        base: Any = type(module)
+        lean = _lean_forward(module)
         if lean is None:
             continue
         changed = _lean_class(base, lean)

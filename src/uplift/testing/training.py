@@ -81,9 +81,7 @@ def train_in_two_parts(recipe: Recipe, root: Path, interrupt_at: int) -> Trained
 def gradients(engine: Engine, indices: list[int], micro_tokens: int) -> dict[str, Tensor]:
     """Gradients of one step over these samples in micro-batches of ``micro_tokens``, pulls included; nothing is updated."""
     engine.state.micro_tokens = micro_tokens
-    engine._backward(indices)
-    for technique in engine.techniques:
-        technique.gradients(engine.parameters, engine.progress())
+    engine.gradients(indices)
     found = {name: p.grad.detach().clone() for name, p in engine.parameters.items() if p.grad is not None}
     engine.optimizer.zero_grad(set_to_none=True)
     return found
