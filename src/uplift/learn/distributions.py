@@ -19,7 +19,7 @@ from uplift.learn.linear_loss import chunk_rows
 
 @dataclass(frozen=True)
 class Predictions:
-    """Log-probabilities of K units: of a linear head (V, D) over ``hidden`` (K, D), or of ``logits`` (K, V) that exist already."""
+    """Log-probabilities of K units: of a linear head (V, D) over ``hidden`` (K, D), or of known ``logits`` (K, V)."""
 
     hidden: Tensor | None = None
     weight: Tensor | None = None
