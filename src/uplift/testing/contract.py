@@ -164,8 +164,11 @@ def check_resume(case: Case) -> None:
 
 
 def check_accumulation(case: Case) -> None:
-    """One batch, two micro-batches, or every sample packed alone: the same gradients to 1e-6."""
-    if not case.trains:
+    """One batch, two micro-batches, or every sample packed alone: the same gradients to 1e-6.
+
+    Not asked of dropout: its masks are drawn for a micro-batch, here as everywhere.
+    """
+    if not case.trains or "dropout" in case.make().declare().gives:
         return
     recipe = case.recipe(train={**TRAINING, "steps": 3, "batch_tokens": 512, "micro_tokens": 512})
     with open_run(recipe, case.directory / "micro") as folder:

@@ -22,6 +22,7 @@ SEAMS: dict[str, str] = {
     "groups": "rules about parameters; later ones refine earlier ones",
     "embed": "chain over the embedding outputs",
     "terms": "sum of loss terms",
+    "update": "one owner: may ask for another gradient of the same batch",
     "gradients": "sum of pulls on the gradients, before clipping",
     "after_update": "chain after the optimizer step",
     "observe": "union of signals; stop wins",
