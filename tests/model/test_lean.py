@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import weakref
+from typing import Any
+
 import pytest
 import torch
 from tests.model.conftest import ALL, LENGTHS, build, row
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from uplift.model import backbone
+from uplift.model import backbone, lean
 from uplift.model.language_model import LanguageModel
 from uplift.model.lean import forgettable, forgetting, make_lean
 
@@ -35,9 +38,9 @@ def _gradients(model: LanguageModel, backwards: int = 1) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("name", sorted(ALL))
 def test_lean_blocks_give_the_same_output_and_gradients(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, lean = _plain(name, monkeypatch), build(name)
+    plain, thin = _plain(name, monkeypatch), build(name)
     assert make_lean(_plain(name, monkeypatch).pretrained) > 0, "no block of this architecture became lean"
-    expected, found = _gradients(plain), _gradients(lean)
+    expected, found = _gradients(plain), _gradients(thin)
     assert expected.keys() == found.keys()
     for key, value in expected.items():
         scale = value.abs().max().clamp_min(0.1)  # a key bias has gradient 0 but for rounding
@@ -114,3 +117,24 @@ def test_a_module_that_only_looks_the_part_stays_as_it_is() -> None:
     assert make_lean(root) == 0
     assert type(root[0]) is Mlp
     assert type(root[1]) is Scaled
+
+
+@pytest.mark.parametrize("backward", [True, False])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bert"])
+def test_nothing_outlives_the_hidden_states(name: str, backward: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: list[weakref.ref[lean._Cheap]] = []
+    made = lean._Cheap.__init__
+
+    def remember(self: lean._Cheap, *arguments: Any) -> None:
+        made(self, *arguments)
+        alive.append(weakref.ref(self))
+
+    monkeypatch.setattr(lean._Cheap, "__init__", remember)
+    model = build(name)
+    ids, positions = row()
+    hidden = model.hidden(model.embed(ids), positions, LENGTHS)
+    assert alive
+    if backward:
+        hidden.sum().backward()
+    del hidden
+    assert not [each for each in alive if each() is not None]

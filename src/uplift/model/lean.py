@@ -67,7 +67,7 @@ def forgetting() -> Iterator[None]:
     def pack(tensor: Tensor) -> Tensor | tuple[_Cheap, torch.Size]:
         cheap = known.get(tensor.data_ptr())
         if cheap is None or not cheap.is_same(tensor):
-            return tensor
+            return tensor.detach()  # the tensor itself would make a cycle with the node that it came from, never to be freed
         cheap.nodes += 1
         return cheap, tensor.shape
 
@@ -134,6 +134,7 @@ class _Gated(torch.autograd.Function):
 
 
 # -- modules of transformers, made lean -----------------------------------------------------------------------------------
+# What a forgotten tensor is made from is kept without its graph: with it, graph and hooks would hold each other for ever.
 Forward = Callable[[Any, Tensor], Tensor]
 
 
@@ -142,25 +143,25 @@ def _rms_norm(base: Forward, module: Any, x: Tensor) -> Tensor:
     if x.dtype != weight.dtype:
         return base(module, x)
     out, r = _RmsNorm.apply(x, weight, module.variance_epsilon)
-    return forgettable(out, lambda: _scaled(x, weight, r))
+    kept = x.detach()
+    return forgettable(out, lambda: _scaled(kept, weight, r))
 
 
 def _gated(base: Forward, module: Any, x: Tensor) -> Tensor:
     gate, up, act = module.gate_proj(x), module.up_proj(x), module.act_fn
-    out = forgettable(_Gated.apply(gate, up, act), lambda: act(gate).mul_(up))
+    kept_gate, kept_up = gate.detach(), up.detach()
+    out = forgettable(_Gated.apply(gate, up, act), lambda: act(kept_gate).mul_(kept_up))
     return module.down_proj(out)  # type: ignore[no-any-return]
 
 
 def _pointwise(base: Forward, module: Any, x: Tensor) -> Tensor:
-    out = base(module, x)
-    return forgettable(out, lambda: base(module, x)) if out.dtype == x.dtype else out
+    out, kept = base(module, x), x.detach()
+    return forgettable(out, lambda: base(module, kept)) if out.dtype == x.dtype else out
 
 
 def _tanh_gelu(base: Forward, module: Any, x: Tensor) -> Tensor:
-    def fused() -> Tensor:
-        return nn.functional.gelu(x, approximate="tanh")
-
-    return forgettable(fused(), fused)
+    kept = x.detach()
+    return forgettable(nn.functional.gelu(x, approximate="tanh"), lambda: nn.functional.gelu(kept, approximate="tanh"))
 
 
 def _lean_forward(module: nn.Module) -> Callable[[Forward, Any, Tensor], Tensor] | None:
