@@ -6,7 +6,7 @@ JOBS ?= 2
 # One thread per test process: more of them than cores make every test slower.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
-.PHONY: demo test test-all bench lint format docs clean
+.PHONY: demo test test-all bench accept lint format docs clean
 
 demo: .venv/.installed
 	$(BIN)/uplift compare recipes/demo.yaml
@@ -20,22 +20,26 @@ test-all: .venv/.installed-dev
 bench: .venv/.installed-bench
 	$(BIN)/python -m bench
 
+# The experiments behind the techniques; hours. `python -m acceptance NAME` runs one.
+accept: .venv/.installed-dev
+	$(BIN)/python -m acceptance
+
 lint: .venv/.installed-dev
-	$(BIN)/ruff format --check src tests bench docs
-	$(BIN)/ruff check src tests bench docs
+	$(BIN)/ruff format --check src tests bench acceptance docs
+	$(BIN)/ruff check src tests bench acceptance docs
 	$(BIN)/mypy src
 	$(BIN)/lint-imports
 
 format: .venv/.installed-dev
-	$(BIN)/ruff format src tests bench docs
-	$(BIN)/ruff check --fix src tests bench docs
+	$(BIN)/ruff format src tests bench acceptance docs
+	$(BIN)/ruff check --fix src tests bench acceptance docs
 
 docs: .venv/.installed
 	$(BIN)/python docs/build.py
 
 clean:
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	find src tests bench docs -name __pycache__ -prune -exec rm -rf {} +
+	find src tests bench acceptance docs -name __pycache__ -prune -exec rm -rf {} +
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -1,0 +1,1 @@
+"""Acceptance experiments: what each technique is worth, with paired seeds, tuned baselines and placebos."""

