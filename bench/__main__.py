@@ -9,7 +9,7 @@ import sys
 def arguments() -> argparse.Namespace:
     """The options of the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench", description="Uplift against other trainers, in one table.")
-    parser.add_argument("--only", choices=("full", "lora"), help="one kind of training (default: both)")
+    parser.add_argument("--only", choices=("full", "lora", "top"), help="one kind of training (default: all)")
     parser.add_argument("--peer", metavar="NAME", help="only peers whose name contains this")
     parser.add_argument("--quick", action="store_true", help="one counted step in place of three: rough")
     parser.add_argument("--steps", type=int, default=None, metavar="N", help="counted steps")

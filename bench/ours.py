@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from bench.gate import Gate
 from bench.workload import LORA_ALPHA, Work, build_model, build_tokenizer
@@ -16,7 +17,7 @@ from uplift.core.registry import technique_class
 from uplift.core.run import Run
 from uplift.core.technique import Technique
 from uplift.core.values import Corpus, Encoded, Origin, Progress, Sample
-from uplift.learn.assemble import CPU_MICRO_TOKENS, edit_model
+from uplift.learn.assemble import CPU_MICRO_TOKENS, edit_model, frozen_depth
 from uplift.learn.engine import Engine
 from uplift.learn.feed import Feed
 from uplift.learn.learner import Learner
@@ -25,6 +26,7 @@ from uplift.learn.parallel import Parallel
 from uplift.learn.schedule import Horizon
 from uplift.model.backbone import settle
 from uplift.model.language_model import LanguageModel
+from uplift.model.prefix_cache import PrefixCache
 
 MANY = 10**8
 """More steps than any benchmark takes."""
@@ -65,7 +67,10 @@ def open_language_model(work: Work, device: torch.device) -> LanguageModel:
 
 
 def techniques_of(work: Work) -> list[Technique]:
-    """LoRA on all linear layers, or nothing."""
+    """LoRA on all linear layers, a freeze of the lower ones, or nothing."""
+    if work.frozen:
+        freeze = {"use": "freeze", "below": work.frozen, "embeddings": True}
+        return [technique_class("freeze").model_validate(freeze)]
     if work.rank is None:
         return []
     lora = {"use": "lora", "rank": work.rank, "alpha": float(LORA_ALPHA)}
@@ -85,12 +90,20 @@ def build_engine(work: Work, model: LanguageModel, run: Run, parallel: Parallel,
     feed = FixedFeed(encoded, [list(range(begin, begin + count)) for begin in range(0, len(encoded), count)])
     schedule = Schedule(use="constant", warmup=0.0)
     train = Train(steps=MANY, batch_tokens=2**20, lr=work.lr, schedule=schedule, save_every=MANY, clip=1.0)
-    learner = Learner(model, techniques)
+    learner = Learner(model, techniques, known_layers(model, trainable, encoded) if work.frozen else None)
     engine = Engine(train, learner, trainable, optimizer, work.lr, feed, Horizon(steps=MANY), [], run, parallel, {}, work.seed)
     engine.state.micro_tokens = micro_tokens
     for technique in techniques:
         technique.begin(model, trainable)
     return engine
+
+
+def known_layers(model: LanguageModel, trainable: dict[str, nn.Parameter], encoded: Sequence[Encoded]) -> PrefixCache:
+    """The outputs of the frozen layers, as they are from the second epoch on."""
+    cache = PrefixCache(model, frozen_depth(model, trainable))
+    for _ in cache.fill(encoded):
+        pass
+    return cache
 
 
 def train(

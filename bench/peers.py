@@ -32,8 +32,11 @@ def lora_config(rank: int) -> Any:
 
 
 def adapted_model(work: Work) -> nn.Module:
-    """The model, with PEFT's LoRA in it if the work says so."""
+    """The model, with PEFT's LoRA in it or its lower layers frozen if the work says so."""
     model = build_model(work)
+    if work.frozen:
+        for part in (model.model.embed_tokens, *model.model.layers[: work.frozen]):
+            part.requires_grad_(False)
     if work.rank is None:
         return model
     from peft import get_peft_model

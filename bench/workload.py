@@ -79,11 +79,15 @@ TINY = Shape("tiny", 64, 2, 4, 2, 128, 320, typical=20, short=8, long=48)
 
 @dataclass(frozen=True)
 class Work:
-    """One kind of training. ``rank``: LoRA on all linear layers (None: all weights train). ``batch``: documents a step."""
+    """One kind of training. ``rank``: LoRA on all linear layers (None: all weights train). ``batch``: documents a step.
+
+    ``frozen``: so many layers from below, embeddings and the tied head do not train, and every document was seen once before.
+    """
 
     name: str
     shape: Shape
     rank: int | None = None
+    frozen: int = 0
     steps: int = 4
     batch: int = DOCUMENTS
     seed: int = 0
@@ -123,15 +127,15 @@ def model_flops(work: Work, documents: Sequence[Sequence[int]]) -> float:
     """FLOPs that the mathematics of one step needs, multiply-adds counted as two, pointwise work not counted.
 
     Forward 2 per weight and token, the same back to the inputs, the same to each trained weight; the head only where a
-    token is learned; causal attention at half of the square.
+    token is learned; causal attention at half of the square. Frozen layers need nothing: their outputs are known.
     """
     shape, tokens = work.shape, sum(map(len, documents))
     learned = sum(len(document) - len(document) // 2 for document in documents)
-    full = work.rank is None
-    linear = (6 if full else 4) * shape.layers * shape.layer_weights() * tokens
-    head = (6 if full else 4) * shape.hidden * shape.vocabulary * learned
-    attention = 6 * shape.layers * shape.hidden * sum(len(document) ** 2 for document in documents)
-    added = 0 if full else 6 * shape.layers * shape.lora_weights(work.rank or 0) * tokens
+    full, layers = work.rank is None, shape.layers - work.frozen
+    linear = (6 if full else 4) * layers * shape.layer_weights() * tokens
+    head = (6 if full and not work.frozen else 4) * shape.hidden * shape.vocabulary * learned
+    attention = 6 * layers * shape.hidden * sum(len(document) ** 2 for document in documents)
+    added = 0 if full else 6 * layers * shape.lora_weights(work.rank or 0) * tokens
     return float(linear + head + attention + added)
 
 
