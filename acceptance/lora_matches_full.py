@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from acceptance.protocol import Claim, Experiment, Metrics
@@ -32,7 +33,7 @@ EXPERIMENT = Experiment(
     techniques=("lora",),
     question="Does LoRA with below 1 % of the parameters come within 1 point of full fine-tuning of MiniLM on film reviews?",
     budget="two epochs of the same 6,830 reviews, the best of three learning rates by validation loss",
-    arms={kind: (lambda seed, folder, kind=kind: arm(kind, seed, folder)) for kind in RATES},
+    arms={kind: partial(arm, kind) for kind in RATES},
     claims=(
         Claim("lora", "full", "accuracy", least=-1.0),
         Claim("lora", "placebo", "accuracy", least=5.0, shown=True),

@@ -32,6 +32,9 @@ def page(card: Card) -> str:
     lines += [f"* time of a step: {card.cost:.2g} times that of a plain one", ""]
     if card.recipe:
         lines += [f"Recipe: `{card.recipe}`", ""]
+    for evidence in card.evidence:
+        lines += ["## Measured", "", evidence.question, "", f"* {evidence.terms}", *(f"* {f}" for f in evidence.findings)]
+        lines += [f"* again: `{evidence.command}`", ""]
     return "\n".join(lines)
 
 

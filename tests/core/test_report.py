@@ -19,8 +19,8 @@ from uplift.core.report import (
     EffectReport,
     Interval,
     Report,
-    schema_tables,
 )
+from uplift.core.report_tables import schema_tables
 from uplift.core.values import Effect
 from uplift.testing.reports import sample_comparison, sample_report
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import pytest
 
 from uplift.core.legality import clashes_of
@@ -20,7 +22,46 @@ REFUSED = {
         ("ema", "l1_proximal"),
     )
 }
-"""Besides these, only what needs no training (few_shot) cannot be joined with what needs it."""
+"""Besides these and the ones below, only what needs no training (few_shot) cannot be joined with what needs it."""
+SELECTED = ["bitfit", "block_expansion", "lisa", "norm_tuning", "spectrum", "surgical"]
+CHOOSERS = [*SELECTED, "gradual_unfreezing", "linear_probe", "lp_ft"]
+"""Each of these alone says what trains."""
+CHOSEN_AWAY = {
+    "freeze": ["block_expansion", "gradual_unfreezing", "lisa", "lp_ft", "spectrum", "surgical"],
+    "lora": SELECTED,
+    "adalora": SELECTED,
+    "bottleneck": SELECTED,
+    "ia3": SELECTED,
+    "vera": SELECTED,
+    "quantized_base": SELECTED,
+    "p_tuning": [*SELECTED, "gradual_unfreezing", "lp_ft", "freeze", "layerwise_lr"],
+    "prefix_tuning": [*SELECTED, "gradual_unfreezing", "lp_ft", "freeze", "layerwise_lr"],
+    "prompt_tuning": [*SELECTED, "gradual_unfreezing", "lp_ft", "freeze", "layerwise_lr"],
+    "layerwise_lr": ["block_expansion", "lp_ft", "surgical"],
+    "l1_proximal": ["bitfit", "block_expansion", "norm_tuning"],
+    "mixout": ["bitfit", "gradual_unfreezing", "lisa", "lp_ft", "norm_tuning"],
+    "kl_reference": ["lp_ft"],
+    "l2": ["bitfit", "ia3", "norm_tuning", "vera"],
+}
+"""What these techniques need does not train, or not all the time, under those."""
+REFUSED |= {frozenset(pair) for pair in combinations(CHOOSERS, 2)}
+REFUSED |= {
+    frozenset(pair)
+    for pair in (
+        ("linear_probe", "mixout"),
+        ("linear_probe", "kl_reference"),
+        ("l2", "l2_sp"),
+        ("swa", "ema"),
+        ("swa", "l1_proximal"),
+    )
+}
+REFUSED |= {frozenset((one, other)) for one, others in CHOSEN_AWAY.items() for other in others}
+ADAPTERS = ["adalora", "bottleneck", "ia3", "lora", "p_tuning", "prefix_tuning", "prompt_tuning", "vera"]
+"""There is one of them at a time; the base stays as it is, also when it is quantized under a LoRA."""
+MOVES_THE_BASE = ["l1_proximal", "l2_sp", "linear_probe", "mixout"]
+REFUSED |= {frozenset(pair) for pair in combinations(ADAPTERS, 2)}
+REFUSED |= {frozenset((one, other)) for one in [*ADAPTERS, "quantized_base"] for other in MOVES_THE_BASE}
+REFUSED |= {frozenset(("quantized_base", other)) for other in [*SELECTED, "ia3"]}
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,9 @@ import torch
 
 from uplift.core.values import Progress
 from uplift.data.packing import pack
-from uplift.techniques.adversarial.fgm import Fgm, norms_of_samples, perturbation
+from uplift.techniques.adversarial.fgm import Fgm
 from uplift.techniques.adversarial.neftune import Neftune, expected_norm, noise_bound
+from uplift.techniques.perturbation import norms_of_samples, perturbation
 from uplift.testing.passes import forward_pass, outputs, random_batch, random_samples
 
 

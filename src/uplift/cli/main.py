@@ -22,9 +22,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("uplift.cli.plan:plan_command", "Predict memory, time and disk of a recipe."),
     "run": ("uplift.cli.run:run_command", "Carry out a recipe and report what it gained."),
     "compare": ("uplift.cli.compare:compare_command", "Run the arms of a comparison under one budget and rank them."),
+    "study": ("uplift.cli.study:study", "Studies of many runs: what pretraining is worth, by number of rows."),
     "eval": ("uplift.cli.evaluate:eval_command", "Measure any model on the test part of a recipe."),
     "generate": ("uplift.cli.generate:generate_command", "Continue prompts with a model."),
     "chat": ("uplift.cli.chat:chat_command", "Talk with a model."),
+    "merge": ("uplift.cli.merge:merge_command", "Combine saved adapters, or add them to a model's weights."),
 }
 INTERNAL_ERROR = 70
 

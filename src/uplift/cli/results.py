@@ -6,7 +6,7 @@ from rich.table import Table
 
 from uplift.cli.printing import number, output
 from uplift.core.report import ComparisonReport, Evaluation, Interval, Report
-from uplift.study.report_terminal import render_terminal
+from uplift.study.report_terminal import render_robustness, render_terminal
 
 
 def show_report(report: Report | ComparisonReport) -> None:
@@ -31,6 +31,8 @@ def show_evaluation(evaluation: Evaluation) -> None:
     if evaluation.difference is not None:
         gain = evaluation.difference
         console.print(f"{evaluation.metric}, this model minus the base: {number(gain.value)} {_range(gain)}", markup=False)
+    if evaluation.robustness is not None:
+        render_robustness(evaluation.robustness, console)
 
 
 def _range(interval: Interval) -> str:

@@ -60,3 +60,9 @@ def _show(card: Card) -> None:
     console.print(f"[bold]Time of a step[/bold] {card.cost:.2g}x, {words.passes} extra forwards")
     if card.recipe:
         console.print(f"[bold]Recipe[/bold] {card.recipe}")
+    for evidence in card.evidence:
+        console.print(f"\n[bold]Measured[/bold] {evidence.question}", highlight=False)
+        console.print(f"  {evidence.terms}", markup=False, highlight=False)
+        for finding in evidence.findings:
+            console.print(f"  {finding}", markup=False, highlight=False)
+        console.print(f"  again: {evidence.command}", markup=False, highlight=False)

@@ -44,6 +44,7 @@ NEEDS_EXPLAINED: Mapping[str, tuple[str, str]] = {
     "labels": ("the task has no class labels", "use `task: {use: classify, ...}`"),
     "prompt": ("the task asks no question in words", "use `task.head: words` or a chat task"),
     "language_head": ("the task does not train the language head", "use `task.head: words` or a chat task"),
+    "adapter": ("nothing in the recipe trains an adapter", "add `- {use: lora}`"),
     "class_head": ("the task has no classification head", "use `task: {use: classify, head: classifier}`"),
 }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
@@ -237,6 +237,47 @@ class Hardware(Section):
     """Keep the hidden states of frozen lower layers between epochs."""
 
 
+Attack = Literal["typo", "swap", "drop", "synonym", "gradient", "embedding"]
+ATTACKS: tuple[Attack, ...] = get_args(Attack)
+
+
+class Robustness(Section):
+    """Attacks on test rows of a classification: how many right answers survive small changes of the text.
+
+    typo: a letter becomes its neighbour on the keyboard; swap: two letters change places; drop: a word goes; synonym: a word
+    becomes one that the model embeds alike; gradient: the same, the model's gradient says which word and which other;
+    embedding: gradient steps on the embeddings themselves (PGD), beside noise of the same norm.
+    """
+
+    attacks: Annotated[list[Attack], Field(min_length=1, max_length=len(ATTACKS))] = list(ATTACKS)
+    """What is tried, each on its own."""
+    rows: Annotated[int, Field(ge=1, le=100_000)] = 100
+    """Most test rows to attack (the same ones every time)."""
+    queries: Annotated[int, Field(ge=1, le=100_000)] = 30
+    """Most texts that the model is asked about a row in one attack; a gradient counts as one."""
+    similarity: Annotated[float, Field(ge=0, le=1)] = 0.8
+    """Least share of words, and of letters, that an attacked text keeps, and least cosine of its mean embedding."""
+    eps: Annotated[list[Annotated[float, Field(ge=0, le=1000)]], Field(min_length=1, max_length=20)] = [0.02, 0.05, 0.1]
+    """embedding: sizes of the attack on a text, its L2 norm as a share of the embeddings' norm."""
+    steps: Annotated[int, Field(ge=1, le=1000)] = 10
+    """embedding: gradient steps."""
+    transfer_from: Model | None = None
+    """Another model that is attacked first; the texts that mislead it are then shown to this one."""
+
+    @field_validator("attacks", "eps")
+    @classmethod
+    def _named_once(cls, values: list[Any]) -> list[Any]:
+        if len(set(values)) != len(values):
+            raise ValueError("an entry stands twice")
+        return values
+
+    @model_validator(mode="after")
+    def _something_transfers(self) -> Self:
+        if self.transfer_from is not None and set(self.attacks) == {"embedding"}:
+            raise ValueError("`transfer_from` shows texts, and the `embedding` attack makes none: add another attack")
+        return self
+
+
 class Evaluation(Section):
     """How to measure on the test part; what is measured follows from the task."""
 
@@ -246,6 +287,8 @@ class Evaluation(Section):
     """Most test rows to use (the same ones every time)."""
     bootstrap: Annotated[int, Field(ge=100, le=100_000)] = 2000
     """Bootstrap resamples behind each 95 % interval."""
+    robustness: Robustness | None = None
+    """Attack the model, and the base; null: no attack."""
 
 
 def _technique(value: Any) -> Technique:

@@ -36,6 +36,11 @@ def dotted(path: Sequence[str | int]) -> str:
     return text
 
 
+def undotted(key: str) -> Path:
+    """The inverse of ``dotted`` for keys of this program: ``techniques[1].rank`` as ``("techniques", 1, "rank")``."""
+    return tuple(int(step) if step.isdigit() else step for step in key.replace("[", ".").replace("]", "").split("."))
+
+
 def place_in(node: Node, path: Path) -> Place:
     """Where the value under ``path`` stands, or the nearest section above it."""
     for step in path:

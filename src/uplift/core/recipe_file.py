@@ -292,8 +292,7 @@ def _validate_content(content: dict[str, Any], subject: _Subject) -> Recipe | No
         subject.problems += recipe_errors.problems_of(error, schema_of(Recipe), subject.find, subject.prefix)
         return None
     for clash in clashes_of(recipe):
-        index = int(clash.key.partition("[")[2].partition("]")[0])
-        subject.report(RecipeError(clash.what, why=clash.why, fix=clash.fix), ("techniques", index))
+        subject.report(RecipeError(clash.what, why=clash.why, fix=clash.fix), recipe_errors.undotted(clash.key))
     return recipe if len(subject.problems) == before else None
 
 

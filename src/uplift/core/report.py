@@ -7,8 +7,6 @@ Intervals are 95 % unless a field says otherwise. Rates (accuracy, F1) are share
 from __future__ import annotations
 
 import math
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
@@ -88,6 +86,66 @@ class CalibrationBin(ReportPart):
     accuracy: Number
 
 
+class AttackScores(ReportPart):
+    """What one attack does to one model."""
+
+    robust: Interval
+    """Share of the attacked rows that are right before and under the attack."""
+    success: Interval
+    """Share of the rows that were right that the attack made wrong."""
+    queries: Number = None
+    """Mean number of texts (or forwards) that it took for a row that was right."""
+    changed: Number = None
+    """Mean share of words changed in the texts that made the model wrong."""
+    similarity: Number = None
+    """Smallest similarity of such a text to the original."""
+    transfer: Interval | None = None
+    """Share of the other model's misleading texts that this one gets right, of rows that it got right before."""
+    transfer_rows: Count = 0
+    """How many such texts there are."""
+
+
+class AttackExample(ReportPart):
+    """A text before and after an attack that made the model wrong."""
+
+    label: str
+    """The true label."""
+    predicted: str
+    """What the model says of the attacked text."""
+    clean: str
+    attacked: str
+
+
+class Attack(ReportPart):
+    """One kind of attack."""
+
+    attack: str
+    """``typo``, ``swap``, ``drop``, ``synonym``, ``gradient`` (texts); ``pgd``, ``noise`` (embeddings)."""
+    eps: Number = None
+    """Embeddings: norm of the attack as a share of theirs."""
+    result: AttackScores
+    base: AttackScores | None = None
+    """The same attack on the untouched model."""
+    examples: tuple[AttackExample, ...] = ()
+
+
+class Robustness(ReportPart):
+    """Right answers under attack, on the same test rows for the model and its base."""
+
+    rows: Count
+    """Rows attacked."""
+    queries: Count
+    """Most texts asked about a row in one attack."""
+    similarity: Number
+    """Least similarity of an attacked text."""
+    clean: Interval
+    """Accuracy on these rows without attack."""
+    base_clean: Interval | None = None
+    attacks: tuple[Attack, ...]
+    seconds: Number = None
+    """Time the attacks on this model took."""
+
+
 class Evaluation(ReportPart):
     """Quality on held-out rows. ``value, low, high`` are those of the main metric, ``base`` the same of the model before."""
 
@@ -110,6 +168,8 @@ class Evaluation(ReportPart):
     classes: tuple[ClassScores, ...] = ()
     confusion: Confusion | None = None
     calibration: tuple[CalibrationBin, ...] = ()
+    robustness: Robustness | None = None
+    """What is left of it under attack, where the recipe asks (`evaluate.robustness`)."""
 
     @property
     def score(self) -> Interval:
@@ -381,53 +441,3 @@ class ComparisonReport(CommonReport):
 
 
 AnyReport = Annotated[Report | ComparisonReport, Field(discriminator="kind")]
-
-
-# -- documentation -----------------------------------------------------------------------------------------------------
-def schema_tables() -> str:
-    """Markdown tables of every key of ``report.json``, made from the classes above."""
-    order: list[type[ReportPart]] = [Report, ComparisonReport]
-    for model in order:
-        for field in model.model_fields.values():
-            order += [part for part in _parts(field.annotation) if part not in order]
-    return "\n".join(_table(model) for model in order)
-
-
-def _table(model: type[ReportPart]) -> str:
-    lines = [
-        f"### {model.__name__}",
-        "",
-        " ".join((model.__doc__ or "").split()),
-        "",
-        "| key | type | meaning |",
-        "| --- | --- | --- |",
-    ]
-    for name, field in model.model_fields.items():
-        meaning = " ".join((field.description or "").split())
-        lines.append(f"| `{name}` | {_type_name(field.annotation)} | {meaning} |")
-    return "\n".join([*lines, ""])
-
-
-def _parts(annotation: Any) -> list[type[ReportPart]]:
-    """Report classes that an annotation mentions."""
-    if isinstance(annotation, type) and issubclass(annotation, ReportPart):
-        return [annotation]
-    return [part for inner in typing.get_args(annotation) for part in _parts(inner)]
-
-
-def _type_name(annotation: Any) -> str:
-    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is Annotated:
-        return _type_name(inner[0])
-    if origin is Literal:
-        return " or ".join(f"`{value}`" for value in inner)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_type_name(part) for part in inner)
-    if origin is tuple:
-        return f"list of {_type_name(inner[0])}"
-    if origin is not None and issubclass(origin, Mapping):
-        return f"object of {_type_name(inner[1])}"
-    if isinstance(annotation, type) and issubclass(annotation, ReportPart):
-        return f"[{annotation.__name__}](#{annotation.__name__.lower()})"
-    words = {str: "text", int: "integer", float: "number", bool: "true/false", type(None): "null", Any: "any"}
-    return words.get(annotation, str(annotation))

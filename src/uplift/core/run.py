@@ -30,6 +30,7 @@ from pydantic import ValidationError
 from uplift.core.errors import Place, ResourceError, UsageError
 from uplift.core.report import ComparisonReport, Curve, EventSummary, Report
 from uplift.core.storage import DamagedFiles, DirectoryLock, free_bytes, recover, write_atomically
+from uplift.core.study_report import TransferReport
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS metrics (
@@ -38,6 +39,10 @@ CREATE TABLE IF NOT EXISTS events (
   id INTEGER PRIMARY KEY, time TEXT NOT NULL, code TEXT NOT NULL, text TEXT NOT NULL, step INTEGER, data TEXT NOT NULL);
 CREATE UNIQUE INDEX IF NOT EXISTS events_once ON events (step, code, text) WHERE step IS NOT NULL;
 """
+
+StoredReport = Report | ComparisonReport | TransferReport
+KINDS: Mapping[str, type[StoredReport]] = {"run": Report, "comparison": ComparisonReport, "transfer": TransferReport}
+"""What a folder's report can be, by its ``kind``."""
 
 
 @dataclass(frozen=True)
@@ -136,17 +141,17 @@ class Run:
         """What ``write_identity`` kept; empty for a new run. Raises DamagedFiles."""
         return self._read_json("identity.json") if (self.path / "identity.json").exists() else {}
 
-    def write_report(self, report: Report | ComparisonReport) -> None:
+    def write_report(self, report: StoredReport) -> None:
         """Replace ``report.json`` in one step."""
         write_atomically(self.report_file, report.model_dump_json(indent=1) + "\n")
 
-    def report(self) -> Report | ComparisonReport | None:
+    def report(self) -> StoredReport | None:
         """The report, or None while there is none. Raises DamagedFiles."""
         if not self.report_file.exists():
             return None
         content = self._read_json("report.json")
         try:
-            return (ComparisonReport if content.get("kind") == "comparison" else Report).model_validate(content)
+            return KINDS.get(str(content.get("kind")), Report).model_validate(content)
         except ValidationError as error:
             raise DamagedFiles(
                 self.path, {"report.json": f"not a report of this version ({error.errors()[0]['msg']})"}

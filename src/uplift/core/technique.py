@@ -35,6 +35,8 @@ class Technique(BaseModel):
     phase: ClassVar[Phase] = "adapter"
     off: ClassVar[Mapping[str, Any]] = {}
     """Field values under which the technique must change nothing, bit for bit ({} = it has no strength)."""
+    default_lr: ClassVar[float | None] = None
+    """Peak rate that ``train.lr: auto`` means with this technique; None: that of what trains (all weights, adapter, head)."""
 
     def fresh(self) -> Self:
         """An equal technique with no memory of any run."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -192,6 +193,21 @@ class Pass(Protocol):
     @property
     def predictions(self) -> Any:
         """What the head says of the trained units, for ``divergence`` and ``entropy``; opaque to techniques."""
+
+    @property
+    def owners(self) -> Tensor:
+        """(K,) index in the batch of the sample each trained unit belongs to."""
+
+    @property
+    def embedding_gradient(self) -> Tensor:
+        """(1, T, D) gradient of the loss with respect to ``embeddings``.
+
+        The same backward pass finds the trained weights' gradients, and ``losses.cross_entropy`` carries them from then on: the
+        step need not go through this pass a second time.
+        """
+
+    def frozen(self) -> AbstractContextManager[None]:
+        """While it is open the weights are constants: gradients reach embeddings alone, and cost less."""
 
     def rerun(self, embeddings: Tensor) -> Pass:
         """Another forward of the same batch from other embeddings (1, T, D); dropout draws anew."""

@@ -11,7 +11,7 @@ from typing import Any, Literal, cast, get_args
 
 from uplift.core.errors import DataError, Place
 from uplift.core.recipe import ChatTask, ClassifyTask, Task, TextTask
-from uplift.core.values import Message, Role, Sample
+from uplift.core.values import Message, Origin, Role, Sample
 from uplift.data.labels import Labels, label_key
 from uplift.data.rows import BadRow, Row, RowProblem, bad_row, check_text, nearest
 from uplift.data.sources import columns_of, missing_column
@@ -139,14 +139,23 @@ def _group(row: Row, column: str | None) -> str | None:
 def _classify(row: Row, task: ClassifyTask, head: Head, labels: Labels) -> Sample:
     text = check_text(_field(row, task.text), task.text)
     index = labels.index(label_key(_field(row, task.label), task.label))
-    sample = Sample(sample_id(text), row.origin, label=index, extras={"content": text})
+    return labelled(text, index, row.origin, task, head, labels.words)
+
+
+def labelled(text: str, index: int, origin: Origin, task: ClassifyTask, head: Head, words: Sequence[str]) -> Sample:
+    """The sample of a text with class ``index``: the text itself for a class head, a question and its answer otherwise."""
+    sample = Sample(sample_id(text), origin, label=index, extras={"content": text})
     if head == "class":
         return replace(sample, text=text)
-    slots = {"text": text, "labels": ", ".join(labels.words)}
-    # One pass over the template: braces in the text are text.
-    question = re.sub(r"\{(text|labels)\}", lambda match: slots[match[1]], task.prompt)
-    turns = [Message("user", question), Message("assistant", labels.words[index], learn=True)]
+    turns = [Message("user", question(text, task, words)), Message("assistant", words[index], learn=True)]
     return sample.with_messages([Message("system", task.system), *turns] if task.system else turns)
+
+
+def question(text: str, task: ClassifyTask, words: Sequence[str]) -> str:
+    """The task's prompt about a text; ``words`` are the labels."""
+    slots = {"text": text, "labels": ", ".join(words)}
+    # One pass over the template: braces in the text are text.
+    return re.sub(r"\{(text|labels)\}", lambda match: slots[match[1]], task.prompt)
 
 
 def _plain(row: Row, task: TextTask) -> Sample:

@@ -30,20 +30,9 @@ def measured_base(
 ) -> Measured:
     """``evaluate_model`` of an unchanged model, from ``folder`` when the same question was answered before.
 
-    The key covers weights, tokenizer, head, task, rows with labels, and the settings that shape the numbers; for a class
-    head, which is new and random, also the ``seed`` it was made from.
+    See ``question_key`` for what makes the question the same.
     """
-    asked = [
-        sorted(model.identity.items()),
-        model.head_kind,
-        seed if model.head_kind == "class" else None,
-        list(model.labels),
-        task.model_dump(mode="json"),
-        [(sample.id, sample.label) for sample in samples],
-        encoder.max_length,
-        bootstrap,
-    ]
-    key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:24]
+    key = question_key(model, samples, task, encoder.max_length, seed, bootstrap)
     file = folder / f"{key}.json"
     known = _read(file)
     if known is not None:
@@ -56,6 +45,27 @@ def measured_base(
     }
     write_atomically(file, json.dumps(content))
     return measured
+
+
+def question_key(
+    model: LanguageModel, samples: Sequence[Sample], task: Task, max_length: int, seed: int, *settings: object
+) -> str:
+    """24 hex digits that name a measurement of an unchanged model.
+
+    They cover weights, tokenizer, head, task, rows with labels, and the ``settings`` (JSON values) that shape the numbers; for
+    a class head, which can be new and random, also the ``seed`` it was made from.
+    """
+    asked = [
+        sorted(model.identity.items()),
+        model.head_kind,
+        seed if model.head_kind == "class" else None,
+        list(model.labels),
+        task.model_dump(mode="json"),
+        [(sample.id, sample.label) for sample in samples],
+        max_length,
+        *settings,
+    ]
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def _read(file: Path) -> Measured | None:

@@ -104,11 +104,8 @@ def evaluate_model(
             [sample.id for sample in samples], scored, resamples=bootstrap, seed=seed, seconds=time.perf_counter() - started
         )
     labels = list(model.labels)
-    truth = _labels_of(samples)
-    if model.head_kind == "class":
-        scores = scoring.score_classes(model, [encoder.encode(sample) for sample in samples], batch_tokens)
-    else:
-        scores = scoring.score_labels(model, scoring.prompted(samples, labels, encoder), batch_tokens)
+    truth = labels_of(samples)
+    scores = label_scores(model, samples, encoder, batch_tokens)
     seconds = time.perf_counter() - started
     mass = scores.mass if model.head_kind == "language" else None
     measured = measure_labels(
@@ -117,7 +114,15 @@ def evaluate_model(
     return _with(measured, label_mass=mass, prefix=scores.prefix)
 
 
-def _labels_of(samples: Sequence[Sample]) -> NDArray[np.int64]:
+def label_scores(model: LanguageModel, samples: Sequence[Sample], encoder: Encoder, batch_tokens: int) -> scoring.LabelScores:
+    """Log-probabilities of the labels (N, C): of their words (language head) or of the classes (class head)."""
+    if model.head_kind == "class":
+        return scoring.score_classes(model, [encoder.encode(sample) for sample in samples], batch_tokens)
+    return scoring.score_labels(model, scoring.prompted(samples, model.labels, encoder), batch_tokens)
+
+
+def labels_of(samples: Sequence[Sample]) -> NDArray[np.int64]:
+    """True class indices (N,). Raises DataError for a row without label."""
     for sample in samples:
         if sample.label is None:
             raise DataError("a test row has no label", where=str(sample.origin), fix="label it or leave it out")

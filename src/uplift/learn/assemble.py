@@ -30,10 +30,13 @@ from uplift.learn.schedule import Horizon
 from uplift.model.language_model import LanguageModel
 from uplift.model.opening import model_kind, open_model
 from uplift.model.prefix_cache import PrefixCache
+from uplift.model.quantized import quantized_sizes
 
 HeadKind = Literal["language", "class"]
 PHASES: tuple[Phase, ...] = ("structure", "adapter", "precision")
 CPU_MICRO_TOKENS, DEVICE_MICRO_TOKENS = 1024, 16_384
+NO_PREFIX = frozenset({"embedding_gradient", "regroup", "random_layers"})
+"""Techniques that give one of these need the frozen layers run anew at every step."""
 VERSIONED = ("llm-uplift", "torch", "transformers", "peft")
 
 
@@ -130,13 +133,14 @@ def edit_model(model: LanguageModel, techniques: list[Technique], seed: int = 0)
 
 
 def finish_model(model: LanguageModel, techniques: list[Technique]) -> LanguageModel:
-    """The ``finish`` chain, in the order of the recipe; those that edited the model come last and in reverse.
+    """The ``finish`` chain, in the order of the recipe; those that edited the model come last, the last edit first.
 
     They take out what they put in (an adapter is merged), and the others must still find the parameters that trained.
     """
     editing = [type(technique).edit is not Technique.edit for technique in techniques]
     plain = [technique for technique, edits in zip(techniques, editing, strict=True) if not edits]
     undone = [technique for technique, edits in zip(techniques, editing, strict=True) if edits]
+    undone.sort(key=lambda technique: PHASES.index(technique.phase))
     for technique in [*plain, *reversed(undone)]:
         model = technique.finish(model)
     return model
@@ -155,7 +159,8 @@ def horizon_of(recipe: Recipe, samples: int, flops_per_token: float) -> Horizon:
 
 def training_flops_per_token(model: LanguageModel, trainable: dict[str, nn.Parameter]) -> float:
     """About 2 per weight forward, 2 back through what lies above the lowest trained layer, 2 for trained weights."""
-    sizes = {name: p.numel() for name, p in model.parameters_by_name().items() if model.depth(name) > 0}
+    weights = {name: p.numel() for name, p in model.parameters_by_name().items()} | quantized_sizes(model.pretrained)
+    sizes = {name: size for name, size in weights.items() if model.depth(name) > 0}
     lowest = min(model.depth(name) for name in trainable)
     above = sum(size for name, size in sizes.items() if model.depth(name) >= lowest)
     return 2.0 * sum(sizes.values()) + 2.0 * above + 2.0 * sum(sizes.get(name, 0) for name in trainable)
@@ -197,7 +202,7 @@ def build_engine(assembly: Assembly, run: Run, parallel: Parallel, report: Repor
     checked = audit(encoded, assembly.encoder, head="class" if model.head_kind == "class" else "language")
     show(checked)
     checked.raise_if_bad()
-    lr = peak_lr(recipe.train.lr, model, trainable)
+    lr = peak_lr(recipe.train.lr, model, trainable, techniques)
     optimizer = build_adamw(trainable, settings, recipe.train.optimizer, lr)
     if recipe.hardware.compile == "on" or (recipe.hardware.compile == "auto" and parallel.device.type == "cuda"):
         for layer in model.layers:
@@ -227,9 +232,7 @@ def _prefix(
 ) -> PrefixCache | None:
     """A cache of the frozen lower layers, when nothing perturbs their inputs and samples are seen more than once."""
     depth = frozen_depth(model, trainable)
-    perturbed = any(
-        type(t).embed is not Technique.embed or {"embedding_gradient", "regroup"} & t.declare().gives for t in techniques
-    )
+    perturbed = any(type(t).embed is not Technique.embed or NO_PREFIX & t.declare().gives for t in techniques)
     if not recipe.hardware.prefix_cache or depth == 0 or perturbed:
         return None
     return PrefixCache(model, depth)

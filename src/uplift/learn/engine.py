@@ -38,6 +38,7 @@ from uplift.learn.state import (
     save_checkpoint,
     set_aside,
 )
+from uplift.learn.validation import look
 
 UNITS: tuple[Unit, ...] = ("tokens", "samples")
 OVERRUN = 1.1
@@ -288,25 +289,27 @@ class Engine:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Task loss on the fixed validation batches (averaged weights when a technique keeps some), with its standard error."""
+        """Task loss on the fixed validation batches (averaged weights when a technique keeps some), with its errors."""
         self.state.validations = max(self.state.validations + 1, int(self.fraction() * self.state.looks))
         self.learner.eval()
         with self._averaged(), self.parallel.autocast():
-            losses = torch.cat([self.learner.measure(batch) for batch in self.validation]).cpu().double()
+            metrics, sums = look(self.learner, self.validation, self.state.lowest)
         self.learner.train()
-        error = losses.std(correction=1).item() / math.sqrt(len(losses)) if len(losses) > 1 else 0.0
-        return {"validation_loss": losses.mean().item(), "validation_loss_se": error}
+        if not self.state.lowest or sum(sums) < sum(self.state.lowest):
+            self.state.lowest = sums
+        return metrics
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
         chosen = [weights for t in self.techniques if (weights := t.averaged(self.parameters)) is not None]
-        kept = {name: self.parameters[name].detach().clone() for weights in chosen for name in weights}
+        named = self.learner.model.parameters_by_name() if chosen else {}  # an average may hold what no longer trains
+        kept = {name: named[name].detach().clone() for weights in chosen for name in weights}
         for weights in chosen:
-            load_some(self.parameters, weights)
+            load_some(named, weights)
         try:
             yield
         finally:
-            load_some(self.parameters, kept)
+            load_some(named, kept)
 
     def _observe(self, metrics: dict[str, float]) -> None:
         progress = self.progress()

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from uplift.core.values import Batch, Pass, Unit
 from uplift.learn.distributions import Predictions, entropy, kl_divergence, symmetric_divergence
 from uplift.learn.linear_loss import Losses, class_losses, linear_cross_entropy
 from uplift.model.language_model import LanguageModel
+
+
+class _Carried(torch.autograd.Function):
+    """A loss whose gradients are known: its backward scales them and walks no graph."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradients: tuple[Tensor, ...], *parameters: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *((gradient * g).to(gradient.dtype) for gradient in ctx.gradients)
 
 
 class ForwardPass:
@@ -45,6 +62,36 @@ class ForwardPass:
             model.head_scale,
             model.head_softcap,
         )
+
+    @cached_property
+    def embedding_gradient(self) -> Tensor:
+        """(1, T, D) gradient of the loss with respect to ``embeddings``; ``losses.cross_entropy`` then carries the weights'."""
+        losses, trained = self.losses, self._trained
+        # The graph is kept: other terms may use this pass too.
+        own, *found = torch.autograd.grad(
+            losses.cross_entropy, [self.embeddings, *trained], retain_graph=True, allow_unused=True, materialize_grads=False
+        )
+        reached = [(parameter, gradient) for parameter, gradient in zip(trained, found, strict=True) if gradient is not None]
+        gradients = tuple(gradient for _, gradient in reached)
+        carried = _Carried.apply(losses.cross_entropy.detach(), gradients, *(parameter for parameter, _ in reached))
+        self.losses = replace(losses, cross_entropy=carried)
+        return own
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """While it is open the weights are constants: gradients reach embeddings alone, and cost less."""
+        trained = self._trained
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in trained:
+                parameter.requires_grad_(True)
+
+    @property
+    def _trained(self) -> list[Tensor]:
+        return [parameter for parameter in self.model.parameters_by_name().values() if parameter.requires_grad]
 
     def rerun(self, embeddings: Tensor) -> ForwardPass:
         """Another forward of the same batch from other embeddings (1, T, D); dropout draws anew."""
@@ -80,6 +127,14 @@ class ForwardPass:
     def _kept(self) -> Tensor:
         """Indices of the trained positions."""
         return torch.nonzero(self.batch.weights[0], as_tuple=True)[0]
+
+    @cached_property
+    def owners(self) -> Tensor:
+        """(K,) index in the batch of the sample each trained unit belongs to."""
+        if self.model.head_kind == "class":
+            return torch.nonzero(self.batch.labels != -100, as_tuple=True)[0]
+        sizes = torch.tensor(self.batch.lengths, device=self.batch.ids.device)
+        return torch.repeat_interleave(torch.arange(len(sizes), device=sizes.device), sizes)[self._kept]
 
     @cached_property
     def _unit_weights(self) -> Tensor:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from uplift.core.technique import Technique
@@ -38,13 +40,18 @@ class Learner(nn.Module):
         if self.training:
             for technique in self.techniques:
                 terms |= technique.terms(forward, batch)
+            terms[TASK] = replace(terms[TASK], sum=forward.losses.cross_entropy)  # it may know its gradients by now
         return terms
 
-    def measure(self, batch: Batch) -> Tensor:
-        """Task loss of each trained unit (token or labelled sample) from clean embeddings, unweighted: (units,)."""
+    def measure(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Task loss of each sample with trained units, summed over them and unweighted, and how many they are: (S,), (S,)."""
         start = self.prefix.depth if self.prefix is not None else 0
         embeddings = self.prefix.get(batch) if self.prefix is not None else self.model.embed(batch.ids)
-        return ForwardPass(self.model, batch, embeddings, start).losses.per_unit
+        forward = ForwardPass(self.model, batch, embeddings, start)
+        samples, owners_K = torch.unique(forward.owners, return_inverse=True)
+        empty_S = torch.zeros(len(samples), dtype=torch.float64, device=owners_K.device)
+        per_unit_K = forward.losses.per_unit.double()
+        return empty_S.index_add(0, owners_K, per_unit_K), empty_S.index_add(0, owners_K, torch.ones_like(per_unit_K))
 
     def _embed(self, batch: Batch) -> Tensor:
         embeddings = self.model.embed(batch.ids)

@@ -71,10 +71,18 @@ def apply_groups(model: LanguageModel, settings: Mapping[str, Settings]) -> dict
     return trainable
 
 
-def peak_lr(asked: float | str, model: LanguageModel, trainable: Mapping[str, nn.Parameter]) -> float:
-    """The recipe's rate, or the default for what trains: all weights, adapters, or a head alone."""
+def peak_lr(
+    asked: float | str,
+    model: LanguageModel,
+    trainable: Mapping[str, nn.Parameter],
+    techniques: Sequence[Technique] = (),
+) -> float:
+    """The recipe's rate, or the smallest default of a technique, or that of what trains: all weights, adapters, or a head."""
     if not isinstance(asked, str):
         return float(asked)
+    own = [technique.default_lr for technique in techniques if technique.default_lr is not None]
+    if own:
+        return min(own)
     if model.peft is not None:
         return AUTO_LR["adapter"]
     head_alone = all(model.depth(name) > len(model.layers) for name in trainable)

@@ -119,7 +119,7 @@ def fit_to_seconds(engine: Engine, per_token: float, seconds: float) -> None:
     if engine.validation:
         begin = time.monotonic()
         engine.validate()
-        engine.state.validations = 0
+        engine.state.validations, engine.state.lowest = 0, []
         cost = mean_of_processes(engine, time.monotonic() - begin)
         engine.state.looks = max(1, min(engine.state.looks, int(seconds * LOOKING / cost)))
         looking = cost * engine.state.looks

@@ -28,8 +28,9 @@ TENSOR = "__tensor__"
 class RunState:
     """Numbers of a run. ``epoch`` and ``index`` (of the next step in it) are the data position; ``samples`` counts draws.
 
-    ``looks``: validations spread over the run; ``validations``: how many were due so far. ``regrouped``: what trains has
-    changed since the start; ``decay_from``: share of the run after which the schedule's decay was begun early.
+    ``looks``: validations spread over the run; ``validations``: how many were due so far; ``lowest``: each validation sample's
+    summed loss at the lowest mean so far. ``regrouped``: what trains has changed since the start; ``decay_from``: share of the
+    run after which the schedule's decay was begun early.
     """
 
     step: int = 0
@@ -45,6 +46,7 @@ class RunState:
     best_step: int | None = None
     validations: int = 0
     looks: int = 10
+    lowest: list[float] = field(default_factory=list)
     prefix_cached: bool = False
     regrouped: bool = False
     decay_from: float | None = None

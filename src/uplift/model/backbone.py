@@ -154,7 +154,14 @@ class Backbone:
         no_mask = embeddings.new_zeros((1, 1, 1, 1))
         return self._forward(embeddings, start, attention_mask=no_mask, positions=positions, documents=documents)
 
-    def run_to(self, embeddings: Tensor, positions: Tensor, lengths: Sequence[int], stop: int) -> Tensor:
+    def run_to(
+        self,
+        embeddings: Tensor,
+        positions: Tensor,
+        lengths: Sequence[int],
+        stop: int,
+        prefix: KeyValues | None = None,
+    ) -> Tensor:
         """Output (1, T, D) of layer ``stop`` (1-based), before any final norm; later layers are not run."""
         captured: list[Tensor] = []
 
@@ -164,22 +171,26 @@ class Backbone:
         handle = self.layers[stop - 1].register_forward_hook(keep)
         try:
             with self._without(range(stop, len(self.layers))):
-                self.run(embeddings, positions, lengths)
+                self.run(embeddings, positions, lengths, prefix=prefix)
         finally:
             handle.remove()
         return captured[0] if self.layout.packed else unpad(captured[0], lengths)
 
-    def keys_and_values(self, embeddings: Tensor, positions: Tensor) -> KeyValues | None:
-        """Keys and values of one document for every layer, or None when the model cannot share a prefix."""
+    def keys_and_values(self, embeddings: Tensor, positions: Tensor, prefix: KeyValues | None = None) -> KeyValues | None:
+        """Keys and values of one document behind ``prefix``, for every layer; None when the model cannot share a prefix."""
         if not self.layout.packed or not {"past_key_values", "use_cache"} <= self.layout.arguments:
             return None
-        output = self.module(inputs_embeds=embeddings, position_ids=positions + self.layout.offset, use_cache=True)
-        cache = getattr(output, "past_key_values", None)
-        if not isinstance(cache, DynamicCache):
+        cache, before = cache_of(prefix), prefix[0][0].shape[2] if prefix else 0
+        places = positions + self.layout.offset
+        with forgetting() if torch.is_grad_enabled() else nullcontext():
+            output = self.module(inputs_embeds=embeddings, position_ids=places, past_key_values=cache, use_cache=True)
+        if getattr(output, "past_key_values", None) is not cache:
             return None
-        pairs = [cast(tuple[Tensor, Tensor], (layer.keys, layer.values)) for layer in cast(Any, cache.layers)]
-        whole = all(keys.shape[2] == embeddings.shape[1] for keys, _ in pairs)  # a sliding layer keeps only its window
-        return pairs if whole else None
+        layers = cast(Any, cache.layers)
+        if any(layer.keys is None or layer.keys.shape[2] != before + embeddings.shape[1] for layer in layers):
+            return None
+        pairs = [(layer.keys[:, :, before:], layer.values[:, :, before:]) for layer in layers]
+        return pairs if len(pairs) == len(self.layers) else None
 
     # -- how ---------------------------------------------------------------------------------------------------------
     def _check(self, lengths: Sequence[int], prefix: KeyValues | None) -> None:
@@ -240,6 +251,12 @@ class Backbone:
         finally:
             for index, block in blocks.items():
                 layers._modules[str(index)] = block
+
+
+def cache_of(prefix: KeyValues | None, batch: int = 1) -> DynamicCache:
+    """transformers' cache with whole layers (no windows), holding the prefix for each of ``batch`` texts."""
+    pairs = [(keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1)) for keys, values in prefix or ()]
+    return DynamicCache(pairs) if pairs else DynamicCache()
 
 
 def pad(states: Tensor, lengths: Sequence[int]) -> Tensor:

@@ -17,7 +17,9 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from uplift.model import heads
 from uplift.model.attention import KeyValues
 from uplift.model.backbone import Backbone, Layout, evaluating, word_embedding
+from uplift.model.bottleneck import FOLDER, bottlenecks, save_bottlenecks
 from uplift.model.quiet import quiet
+from uplift.model.virtual_prompt import PREFIX, VirtualPrompt, joined
 
 ADAPTER = "adapter"
 """Folder of an unmerged PEFT adapter inside a saved model."""
@@ -34,11 +36,13 @@ class LanguageModel(nn.Module):
     """A transformers model with its tokenizer; rows are packed and documents in a row never see each other.
 
     ``pretrained`` is a plain ``*ForCausalLM`` or ``*ForSequenceClassification``, changed in place by PEFT when there is an
-    adapter. ``identity`` holds the hashes that name these weights; ``notes`` what was decided while opening.
+    adapter. ``virtual``: a prompt of trained rows that every document sees before itself. ``identity`` holds the hashes that
+    name these weights; ``notes`` what was decided while opening.
     """
 
     pretrained: PreTrainedModel
     peft: PeftModel | None
+    virtual: VirtualPrompt | None
 
     def __init__(
         self,
@@ -55,6 +59,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.pretrained, self.tokenizer, self.peft = pretrained, tokenizer, None
         self.merged_adapter: SavedAdapter | None = None
+        self.virtual = None
         self.kind, self.head_kind, self.labels = kind, head_kind, tuple(labels)
         self.identity, self.notes = dict(identity or {}), tuple(notes)
         self.layout = layout
@@ -84,6 +89,7 @@ class LanguageModel(nn.Module):
         ``prefix``: keys and values from ``prompt_prefix`` that every document sees before itself; ``positions`` then count
         on from its length. Raises ModelError when a document is longer than learned positions allow.
         """
+        prefix, positions = self._behind_virtual(positions, lengths, prefix)
         return self.backbone.run(embeddings, positions, lengths, start, prefix)
 
     @torch.no_grad()
@@ -92,14 +98,31 @@ class LanguageModel(nn.Module):
         if stop == 0:
             return embeddings
         with evaluating(self.pretrained):
-            return self.backbone.run_to(embeddings, positions, lengths, stop)
+            prefix, positions = self._behind_virtual(positions, lengths, None)
+            return self.backbone.run_to(embeddings, positions, lengths, stop, prefix)
 
     @torch.no_grad()
     def prompt_prefix(self, ids: Tensor) -> KeyValues | None:
         """Keys and values of a prompt (1, P) that many documents share; None when this model cannot share one."""
         positions = torch.arange(ids.shape[1], device=ids.device)[None]
         with evaluating(self.pretrained):
-            return self.backbone.keys_and_values(self.embed(ids), positions)
+            virtual, positions = self._behind_virtual(positions, ids.shape[1:], None)
+            return self.backbone.keys_and_values(self.embed(ids), positions, virtual)
+
+    @torch.no_grad()
+    def virtual_prefix(self) -> KeyValues | None:
+        """Keys and values of the virtual prompt, without dropout or gradients; None when there is none."""
+        with evaluating(self.pretrained):
+            return None if self.virtual is None else self.virtual.key_values(self.backbone)
+
+    def _behind_virtual(
+        self, positions: Tensor, lengths: Sequence[int], prefix: KeyValues | None
+    ) -> tuple[KeyValues | None, Tensor]:
+        """``prefix`` behind the virtual prompt's keys and values, and positions that count on from its length."""
+        if self.virtual is None:
+            return prefix, positions
+        self.virtual.check_room(lengths, prefix[0][0].shape[2] if prefix else 0, self.longest)
+        return joined(self.virtual.key_values(self.backbone), prefix), positions + self.virtual.length
 
     def class_logits(self, hidden: Tensor, lengths: Sequence[int]) -> Tensor:
         """(N, C): the architecture's own pooling and classification head over packed hidden states (1, T, D)."""
@@ -153,15 +176,21 @@ class LanguageModel(nn.Module):
     @property
     def longest(self) -> int | None:
         """Most tokens of a document, where positions are learned; None: no hard limit."""
-        return self.layout.longest
+        return None if self.layout.longest is None else self.layout.longest - self.virtual_length
+
+    @property
+    def virtual_length(self) -> int:
+        """Virtual tokens before each document."""
+        return 0 if self.virtual is None else self.virtual.length
 
     def depth(self, parameter_name: str) -> int:
         """Depth of a parameter named as in ``parameters_by_name``: 0 embeddings, 1..L layers, L + 1 final norm and head."""
-        return self.backbone.depth(parameter_name)
+        return 0 if parameter_name.startswith(PREFIX) else self.backbone.depth(parameter_name)
 
     def parameters_by_name(self) -> dict[str, nn.Parameter]:
-        """transformers' (and PEFT's) own names -> parameters; tied ones once."""
-        return dict(self.pretrained.named_parameters())
+        """transformers' (and PEFT's) own names -> parameters; tied ones once. A virtual prompt's begin with ``virtual.``."""
+        own = () if self.virtual is None else self.virtual.named_parameters(PREFIX.rstrip("."))
+        return dict([*self.pretrained.named_parameters(), *own])
 
     # -- saving ------------------------------------------------------------------------------------------------------
     def save(self, directory: Path) -> None:
@@ -170,14 +199,19 @@ class LanguageModel(nn.Module):
         Meant as the ``write`` callback of ``storage.commit_directory``, which makes the result whole and durable.
         """
         with quiet():
-            self.pretrained.save_pretrained(directory, state_dict=self._plain_state() if self.peft is not None else None)
+            adapted = self.peft is not None or bool(bottlenecks(self.pretrained))
+            self.pretrained.save_pretrained(directory, state_dict=self._plain_state() if adapted else None)
+            save_bottlenecks(self.pretrained, directory / FOLDER)
             self.tokenizer.save_pretrained(directory)
             if self.peft is not None:
                 self.peft.save_pretrained(str(directory / ADAPTER), safe_serialization=True)
+            if self.virtual is not None:
+                self.virtual.save(directory / ADAPTER, self.backbone, "SEQ_CLS" if self.head_kind == "class" else "CAUSAL_LM")
 
     def _plain_state(self) -> dict[str, Tensor]:
         """The base model's tensors under their plain names, without what the adapter added."""
-        added = tuple(f".{part}" for part in ("lora_", "ia3_", "original_module.", "vera_", "oft_", "boft_", "hra_"))
+        parts = ("lora_", "ranknum.", "ia3_", "original_module.", "vera_", "oft_", "boft_", "hra_", "bottleneck.")
+        added = tuple(f".{part}" for part in parts)
         state = {}
         for name, tensor in self.pretrained.state_dict().items():
             if not any(part in f".{name}" for part in added):

@@ -31,12 +31,14 @@ from uplift.core.recipe import GgufModel, HfModel, Model, PackageModel
 from uplift.core.values import derive_seed
 from uplift.data.packages import CATALOGUE, fetch
 from uplift.model.backbone import settle
+from uplift.model.bottleneck import FOLDER, TENSORS, load_bottlenecks
 from uplift.model.files import check_model_folder, weight_files
 from uplift.model.gguf import converted
 from uplift.model.heads import initialise
 from uplift.model.identity import hash_of_file, identity_of
 from uplift.model.language_model import ADAPTER, LanguageModel
 from uplift.model.quiet import quiet
+from uplift.model.virtual_prompt import is_virtual_prompt, read_virtual_prompt
 
 Kind = Literal["causal", "encoder"]
 HeadKind = Literal["language", "class"]
@@ -100,7 +102,7 @@ def open_model(
             identity=identity_of(located.name, located.weights, located.folder, tokenizer),
             notes=notes,
         )
-        return _with_adapter(model, located.folder / ADAPTER).eval()
+        return _with_bottlenecks(_with_adapter(model, located.folder / ADAPTER), located.folder / FOLDER).eval()
 
 
 def model_kind(spec: Model, base_dir: Path) -> Kind:
@@ -282,6 +284,11 @@ def _with_adapter(model: LanguageModel, folder: Path) -> LanguageModel:
     """The model with the adapter saved beside it merged in: what comes after sees plain weights."""
     if not folder.is_dir():
         return model
+    if is_virtual_prompt(folder):
+        model.virtual = read_virtual_prompt(folder, model.backbone)
+        model.identity["adapter_sha256"] = hash_of_file(folder / "adapter_model.safetensors")
+        model.notes = (*model.notes, f"{model.virtual_length} virtual tokens saved with the model stand before every document")
+        return model
     try:
         adapted = PeftModel.from_pretrained(model.pretrained, str(folder), is_trainable=False, local_files_only=True)
         merged = cast(Any, adapted).merge_and_unload()
@@ -290,6 +297,14 @@ def _with_adapter(model: LanguageModel, folder: Path) -> LanguageModel:
     model.pretrained = merged.requires_grad_(True).eval()
     model.identity["adapter_sha256"] = hash_of_file(folder / "adapter_model.safetensors")
     model.notes = (*model.notes, "the adapter saved with the model is merged into its weights")
+    return model
+
+
+def _with_bottlenecks(model: LanguageModel, folder: Path) -> LanguageModel:
+    """The model with the bottleneck adapters saved beside it: they stay, since they cannot be merged."""
+    if load_bottlenecks(model.pretrained, folder):
+        model.identity["adapter_sha256"] = hash_of_file(folder / TENSORS)
+        model.notes = (*model.notes, "the bottleneck adapters saved with the model are in it")
     return model
 
 

@@ -18,7 +18,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 from uplift.core.errors import UsageError
 from uplift.core.values import Message, Origin, Sample, derive_seed
 from uplift.data.chat import Encoder
-from uplift.model.backbone import evaluating
+from uplift.model.backbone import cache_of, evaluating
 from uplift.model.language_model import LanguageModel
 
 Prompt = str | Sequence[Message]
@@ -93,7 +93,8 @@ def _check(
 
 def _context(model: LanguageModel) -> int:
     settings = model.config.get_text_config()
-    return int(model.longest or getattr(settings, "max_position_embeddings", None) or CONTEXT)
+    limit = model.layout.longest or getattr(settings, "max_position_embeddings", None) or CONTEXT
+    return int(limit) - model.virtual_length
 
 
 def _encode(encoder: Encoder, prompt: Prompt, index: int) -> list[int]:
@@ -166,11 +167,17 @@ def _answer(
     pad = settings.pad_token_id or 0
     ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts], device=model.device)
     seen = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
+    # A virtual prompt is in the cache before the first token; the mask counts it, so positions do as well.
+    virtual, seen = model.virtual_prefix(), torch.nn.functional.pad(seen, (model.virtual_length, 0), value=1)
     watcher = _Watcher(model, longest, indices, settings, tuple(stop), on_text)
     watchers = StoppingCriteriaList([watcher]) if stop or on_text else StoppingCriteriaList()
     with evaluating(model.pretrained):
         out = cast(Any, model.pretrained).generate(
-            input_ids=ids, attention_mask=seen, generation_config=settings, stopping_criteria=watchers
+            input_ids=ids,
+            attention_mask=seen,
+            generation_config=settings,
+            stopping_criteria=watchers,
+            past_key_values=cache_of(virtual, len(prompts)) if virtual is not None else None,
         )
     results = {}
     for row, index in enumerate(indices):

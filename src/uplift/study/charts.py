@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,10 +44,10 @@ PER_CENT = "format(100 * datum.value, '.3~r') + ' %'"
 
 @dataclass(frozen=True)
 class _Point:
-    """One arm in the cost chart: seconds (above 0), score with its interval ends, whether it is the recommended one."""
+    """One arm: how far across (seconds or rows, above 0), score with its interval ends, whether it stands out."""
 
     name: str
-    seconds: float
+    across: float
     score: float
     low: float
     high: float
@@ -96,7 +96,7 @@ def score_against_cost(arms: Sequence[Arm], metric: str, recommended: str | None
         *(_name_layer(label, x, y("score")) for label in _spread_labels(points, frame)),
     ]
     name = show_metric_name(metric)
-    spoken = "; ".join(f"{point.name} {show_score(metric, point.score)} in {show_seconds(point.seconds)}" for point in points)
+    spoken = "; ".join(f"{point.name} {show_score(metric, point.score)} in {show_seconds(point.across)}" for point in points)
     spec = {"width": frame.width, "height": frame.height, "layer": layers}
     return _svg(spec, f"{name} against time", f"{name} and time of each arm: {spoken}.")
 
@@ -145,6 +145,47 @@ def calibration_chart(bins: Sequence[CalibrationBin]) -> Html | None:
     return _svg(spec, "Calibration", f"On the dashed line stated confidence is honest. {spoken}.")
 
 
+@dataclass(frozen=True)
+class LinePoint:
+    """A score and the ends of its interval at a number of training rows."""
+
+    rows: int
+    score: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Line:
+    """A learning curve; ``strong`` ones stand out."""
+
+    name: str
+    points: tuple[LinePoint, ...]
+    strong: bool = False
+
+
+def score_by_rows(lines: Sequence[Line], metric: str) -> Html | None:
+    """Learning curves over the logarithm of the training rows, each named at its end; None without points."""
+    drawn = [line for line in lines if line.points]
+    if not drawn:
+        return None
+    places = [point for line in drawn for point in line.points]
+    frame = _rows_frame(places)
+    ticks = sorted({point.rows for point in places})
+    scale = {"type": "log", "domain": list(frame.x), "nice": False}
+    x = _quantity("across", scale, title="training rows (logarithmic)", values=ticks, grid=False, format=",")
+    y = _score_axis(frame, metric)
+    layers = [layer for index, line in enumerate(drawn) for layer in _line_layers(line, index, x, y)]
+    layers += [_name_layer(label, x, y("score")) for label in _end_labels(drawn, frame)]
+    spoken = "; ".join(
+        f"{line.name} " + ", ".join(f"{show_score(metric, point.score)} at {point.rows:,}" for point in line.points)
+        for line in drawn
+    )
+    name = show_metric_name(metric)
+    spec = {"width": frame.width, "height": frame.height, "layer": layers}
+    return _svg(spec, f"{name} by training rows", f"{name} of each arm by number of training rows: {visible(spoken)}.")
+
+
 # -- parts -------------------------------------------------------------------------------------------------------------
 def _layer(rows: Sequence[Mapping[str, Any]], mark: Spec, **encoding: Spec) -> Spec:
     return {"data": {"values": [dict(row) for row in rows]}, "mark": mark, "encoding": encoding}
@@ -164,7 +205,7 @@ def _point(arm: Arm, chosen: bool) -> _Point | None:
 
 
 def _cost_frame(points: Sequence[_Point]) -> _Frame:
-    shortest, longest = min(point.seconds for point in points), max(point.seconds for point in points)
+    shortest, longest = min(point.across for point in points), max(point.across for point in points)
     log = longest > 20 * shortest
     x = (shortest / 1.8, longest * 1.8) if log else (0.0, longest * 1.12)
     low, high = min(point.low for point in points), max(point.high for point in points)
@@ -177,14 +218,68 @@ def _cost_axes(frame: _Frame, metric: str) -> tuple[Spec, Any]:
     scale = {"type": "log" if frame.log else "linear", "domain": list(frame.x), "nice": False}
     ticks: Spec = {"values": [tick for tick in TIMES if frame.x[0] <= tick <= frame.x[1]]} if frame.log else {"tickCount": 6}
     title = "training and evaluation time" + (" (logarithmic)" if frame.log else "")
-    x = _quantity("seconds", scale, title=title, labelExpr=TIME_LABEL, grid=False, **ticks)
+    x = _quantity("across", scale, title=title, labelExpr=TIME_LABEL, grid=False, **ticks)
+    return x, _score_axis(frame, metric)
+
+
+def _score_axis(frame: _Frame, metric: str) -> Callable[[str], Spec]:
+    """A function that gives the y encoding of a field."""
     up = {"domain": list(frame.y), "nice": False, "zero": False}
     shown: Spec = {"labelExpr": PER_CENT} if is_share(metric) else {"format": ".3~f"}
 
     def y(field: str) -> Spec:
         return _quantity(field, up, title=show_metric_name(metric), tickCount=6, **shown)
 
-    return x, y
+    return y
+
+
+def _rows_frame(places: Sequence[LinePoint]) -> _Frame:
+    """Room for the points and their intervals, and to the right for names."""
+    ends = [end for point in places for end in (point.low, point.score, point.high) if end is not None]
+    margin = (max(ends) - min(ends)) * 0.06 or 0.01
+    fewest, most = min(point.rows for point in places), max(point.rows for point in places)
+    # The names stand behind the last points: a fifth of the width, on a logarithmic axis.
+    return _Frame(
+        640, 340, (fewest / 1.15, most * max(1.6, (most / fewest) ** 0.22)), (min(ends) - margin, max(ends) + margin), True
+    )
+
+
+DASHES: tuple[list[int], ...] = ([1, 0], [7, 3], [2, 3], [7, 3, 2, 3], [4, 2])
+"""Lines differ by their dashes, not by colour alone."""
+
+
+def _line_layers(line: Line, index: int, x: Spec, y: Callable[[str], Spec]) -> list[Spec]:
+    rows = [
+        {
+            "across": point.rows,
+            "score": point.score,
+            "low": point.score if point.low is None else point.low,
+            "high": point.score if point.high is None else point.high,
+        }
+        for point in line.points
+    ]
+    colour, dash = INKS["accent" if line.strong else "soft"], DASHES[index % len(DASHES)]
+    return [
+        _layer(
+            rows, {"type": "rule", "strokeWidth": 1.5, "opacity": 0.4, "color": colour}, x=x, y=y("low"), y2={"field": "high"}
+        ),
+        _layer(rows, {"type": "line", "strokeWidth": 2, "strokeDash": dash, "color": colour}, x=x, y=y("score")),
+        _layer(rows, {"type": "point", "filled": True, "opacity": 1, "size": 45, "color": colour}, x=x, y=y("score")),
+    ]
+
+
+def _end_labels(lines: Sequence[Line], frame: _Frame) -> list[_Label]:
+    """Each name beside the last point of its line, pushed down where two would overlap."""
+    ends = []
+    for line in lines:
+        last = line.points[-1]
+        point = _Point(visible(line.name), last.rows, last.score, last.score, last.score, line.strong)
+        ends.append((frame.place(last.rows, last.score)[1], point))
+    labels, lowest = [], -math.inf
+    for height, point in sorted(ends, key=lambda end: end[0]):
+        lowest = max(height, lowest + LABEL_SIZE + 3)
+        labels.append(_Label(point, 10, round(lowest - height), "left"))
+    return labels
 
 
 def _name_layer(label: _Label, x: Spec, y: Spec) -> Spec:
@@ -197,11 +292,11 @@ def _spread_labels(points: Sequence[_Point], frame: _Frame) -> list[_Label]:
     """Names placed so that they cover no point, interval or earlier name, if there is room."""
     boxes = []
     for point in points:
-        x, top = frame.place(point.seconds, point.high)
-        boxes.append((x - 6, top, x + 6, frame.place(point.seconds, point.low)[1]))
+        x, top = frame.place(point.across, point.high)
+        boxes.append((x - 6, top, x + 6, frame.place(point.across, point.low)[1]))
     labels = []
     for point in sorted(points, key=lambda point: (not point.chosen, -point.score)):
-        x, y = frame.place(point.seconds, point.score)
+        x, y = frame.place(point.across, point.score)
         width, options = LETTER * len(point.name), []
         for distance, (dy, right) in enumerate(itertools.product((0, -14, 14, -26, 26, -40, 40, -54, 54), (True, False))):
             left = x + 11 if right else x - 11 - width

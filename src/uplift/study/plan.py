@@ -357,7 +357,7 @@ def foretell(recipe: Recipe, structure: Structure, tokens: Tokens, found: machin
         training_tokens=total,
         epochs=total / tokens.per_epoch if tokens.rows else 0.0,
         seconds=seconds,
-        evaluation_seconds=evaluations * tokens.test_rows * (tokens.mean - tokens.shared) * forward / speed,
+        evaluation_seconds=evaluations * evaluated_rows(recipe, tokens) * (tokens.mean - tokens.shared) * forward / speed,
         disk_bytes=disk_of(recipe, structure),
         calibrated=probe is not None,
         peak_memory_bytes=peak_memory,
@@ -365,6 +365,20 @@ def foretell(recipe: Recipe, structure: Structure, tokens: Tokens, found: machin
         problems=(),
     )
     return _with_problems(recipe, result)
+
+
+PUSH = 2
+"""Forwards that a gradient step on embeddings takes: there and back, no weight gradients."""
+
+
+def evaluated_rows(recipe: Recipe, tokens: Tokens) -> float:
+    """Forwards of a row in one evaluation: the test rows, and what attacks on them may take at most."""
+    attacks = recipe.evaluate.robustness
+    if attacks is None:
+        return tokens.test_rows
+    pushes = len(attacks.eps) * (1 + attacks.steps) * PUSH if "embedding" in attacks.attacks else 0
+    texts = attacks.queries * sum(attack != "embedding" for attack in attacks.attacks)
+    return tokens.test_rows + min(attacks.rows, tokens.test_rows) * (texts + pushes)
 
 
 def _assumptions(found: machine.Machine, tokens: Tokens, probe: Probe | None) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from uplift.study.report_sections import (
     number_head,
     predicted_section,
     reproduce_section,
+    robustness_section,
     row_head,
     section,
     sub,
@@ -45,14 +46,31 @@ MOST_CURVES = 12
 
 def render_html(report: Report | ComparisonReport) -> str:
     """The page of a run or a comparison as a complete HTML document."""
-    content = _comparison(report) if isinstance(report, ComparisonReport) else _run(report)
+    return _page(report.name, _comparison(report) if isinstance(report, ComparisonReport) else _run(report))
+
+
+def render_page(
+    report: CommonReport,
+    kind: str,
+    headline: str,
+    reasons: Sequence[str],
+    tiles: Sequence[Html | None],
+    sections: Sequence[Html | None],
+) -> str:
+    """The page of any other report: its own ``sections`` between the headline and what all reports share."""
+    effects = effects_section([("", effect) for effect in report.effects])
+    shared = (effects, data_section(report.data), events_section(report.events), reproduce_section(report))
+    return _page(report.name, join(_hero(report, kind, headline, reasons, tiles), *sections, *shared, glossary_section()))
+
+
+def _page(name: str, content: Html) -> str:
     style = (importlib.resources.files("uplift.study") / "report.css").read_text(encoding="utf-8")
     head = join(
         element("meta", charset="utf-8"),
         element("meta", http_equiv="Content-Security-Policy", content=POLICY),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", name="color-scheme", content="light dark"),
-        element("title", f"{report.name}: Uplift report"),
+        element("title", f"{name}: Uplift report"),
         element("style", Html(style)),
     )
     footer = element("footer", "Made by Uplift. All numbers stand in report.json beside this page; intervals are 95 %.")
@@ -354,6 +372,7 @@ def _run(report: Report) -> Html:
         section("Training", "Loss by optimizer step.", (key, element("figure", chart, class_="card")) if chart else None),
         _quality(evaluation) if evaluation else None,
         section("Class by class", "", class_table(evaluation.classes, "Scores by class")) if evaluation else None,
+        robustness_section(evaluation.robustness) if evaluation else None,
         effects_section([("", effect) for effect in report.effects]),
         predicted_section([(report.name, report.cost)]),
         data_section(report.data),

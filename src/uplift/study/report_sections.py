@@ -17,8 +17,10 @@ from uplift.core.report import (
     EffectReport,
     EventSummary,
     Number,
+    Robustness,
 )
 from uplift.study.markup import Html, element, join, prose
+from uplift.study.robustness_table import robustness_table
 from uplift.study.wording import (
     GLOSSARY,
     show_bytes,
@@ -163,6 +165,26 @@ def class_table(classes: Sequence[ClassScores], caption: str) -> Html | None:
         for one in classes
     )
     return table(["Class", *(number_head(name) for name in ("Precision", "Recall", "F1", "Test rows"))], rows, caption)
+
+
+def robustness_section(robustness: Robustness | None) -> Html | None:
+    """Accuracy under each attack, and a few attacked texts beside what they were."""
+    if robustness is None:
+        return None
+    shown = robustness_table(robustness)
+    rows = (element("tr", row_head(row[0]), *(number(cell) for cell in row[1:])) for row in shown.rows)
+    head = [shown.head[0].capitalize(), *(number_head(name.capitalize()) for name in shown.head[1:])]
+    examples = (
+        element(
+            "tr",
+            row_head(name, sub(f"{example.label} → {example.predicted}")),
+            element("td", example.clean),
+            element("td", example.attacked),
+        )
+        for name, example in shown.examples
+    )
+    texts = table(["Attack", "Text", "Attacked text"], examples, "Attacked texts") if shown.examples else None
+    return section(shown.title, shown.lead, table(head, rows, "Accuracy under attack"), texts)
 
 
 def effects_section(effects: Sequence[tuple[str, EffectReport]]) -> Html | None:

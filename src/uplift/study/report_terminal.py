@@ -20,7 +20,10 @@ from uplift.core.report import (
     Interval,
     PairedTest,
     Report,
+    Robustness,
 )
+from uplift.study.robustness_table import robustness_table
+from uplift.study.word_table import WordTable
 from uplift.study.wording import (
     DASH,
     show_bytes,
@@ -51,6 +54,19 @@ def render_terminal(report: Report | ComparisonReport, console: Console) -> None
         _run(report, console)
 
 
+def render_tables(
+    report: CommonReport, headline: str, reasons: Sequence[str], tables: Sequence[WordTable], console: Console
+) -> None:
+    """Print any other report: its headline, its tables, and what all reports end with."""
+    _head(report, headline, reasons, console)
+    for shown in tables:
+        table = _table(shown.title, *shown.head, right=[name for name in shown.head[1:] if name not in shown.words])
+        for row in shown.rows:
+            table.add_row(*(_text(cell) for cell in row))
+        console.print(table)
+    _tail(report, console)
+
+
 def _comparison(report: ComparisonReport, console: Console) -> None:
     text = report.recommendation.text
     _head(report, text, [reason for reason in report.recommendation.reasons if reason != text], console)
@@ -76,6 +92,8 @@ def _run(report: Report, console: Console) -> None:
         console.print(_metrics(report.evaluation))
         if report.evaluation.classes:
             console.print(_classes(report.evaluation))
+        if report.evaluation.robustness is not None:
+            render_robustness(report.evaluation.robustness, console)
     _effects([("", effect) for effect in report.effects], console)
     _predicted([(report.name, report.cost)], console)
     cost = report.cost
@@ -238,6 +256,21 @@ def _classes(evaluation: Evaluation) -> Table:
         scores = (show_score("f1", value) for value in (one.precision, one.recall, one.f1))
         table.add_row(*(_text(cell) for cell in (one.label, *scores, f"{one.support:,}")))
     return table
+
+
+def render_robustness(robustness: Robustness, console: Console) -> None:
+    """Print what is left under attack, and a few attacked texts."""
+    shown = robustness_table(robustness)
+    wide = [i for i, name in enumerate(shown.head) if console.width >= WIDE or name not in ("queries", "words changed")]
+    head = [shown.head[i] for i in wide]
+    table = _table(f"{shown.title} ({robustness.rows:,} held-out rows)", *head, right=head[1:], whole=head[0])
+    for row in shown.rows:
+        table.add_row(*(_text(row[i]) for i in wide))
+    console.print(table)
+    for name, example in shown.examples:
+        console.print(Text.assemble((f"{name}: ", "bold"), _text(f"{example.label} → {example.predicted}")))
+        console.print(Text.assemble(("  - ", "dim"), _text(example.clean)))
+        console.print(Text.assemble(("  + ", "dim"), _text(example.attacked)))
 
 
 def _effects(effects: Sequence[tuple[str, EffectReport]], console: Console) -> None:

@@ -22,6 +22,7 @@ from uplift.learn.optim import apply_groups, resolve_groups
 from uplift.model.backbone import look_at
 from uplift.model.language_model import LanguageModel
 from uplift.model.opening import kind_of, locate
+from uplift.model.quantized import quantized_sizes
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,9 @@ def examine(model: LanguageModel, techniques: Sequence[Technique], trains: bool)
     config = model.config.get_text_config()
     width, layers = int(config.hidden_size), len(model.layers)
     head_size = sum(p.numel() for p in _head_matrices(model).values())
+    rounded = quantized_sizes(model.pretrained)
     above = sum(p.numel() for name, p in matrices.items() if model.depth(name) >= lowest)
+    above += sum(size for name, size in rounded.items() if model.depth(name) >= lowest)
     trained = sum(p.numel() for name, p in matrices.items() if name in trainable)
     return Structure(
         kind=model.kind,
@@ -95,9 +98,9 @@ def examine(model: LanguageModel, techniques: Sequence[Technique], trains: bool)
         trained_layers=max(0, min(layers, layers - max(lowest, 1) + 1)) if trainable else 0,
         width=width,
         vocabulary=int(model.head_weight.shape[0]) if model.head_kind == "language" else 0,
-        parameters=sum(p.numel() for p in parameters.values()),
+        parameters=sum(p.numel() for p in parameters.values()) + sum(rounded.values()),
         trainable=sum(p.numel() for p in trainable.values()),
-        forward_flops=2.0 * sum(p.numel() for p in matrices.values()),
+        forward_flops=2.0 * (sum(p.numel() for p in matrices.values()) + sum(rounded.values())),
         backward_flops=2.0 * above + 2.0 * trained if trainable else 0.0,
         attention_flops=4.0 * _attention_width(config) * layers,
         head_flops=2.0 * head_size,

@@ -23,6 +23,7 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     ("p after Holm", "how often chance alone gives such a difference, corrected for the number of tests; below 0.05 counts."),
     ("Proof of effect", "a number measured in the run that shows the option did what it says."),
     ("Placebo", "the same training on shuffled labels; it must score what blind guessing scores."),
+    ("Under attack", "right only if right before and under the attack; rows that were wrong before count as wrong."),
     ("Quarantined", "input rows left out because they broke a rule; each is listed with its file and line."),
     ("To keep", "what must be stored to use the result: the adapter alone where there is one."),
     ("Predicted", "what the plan foretold before the first step."),

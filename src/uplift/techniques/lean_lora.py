@@ -1,4 +1,5 @@
-"""A LoRA linear layer that keeps only its input and the rank-sized product for the backward pass.
+"""A LoRA linear layer that keeps only its input and the rank-sized product for the backward pass (not even its input for a
+frozen A).
 
 PEFT's own forward records six operations per layer: the scaled low-rank output and the sum exist beside the base output. Here
 they are one function with in-place accumulation; the arithmetic is PEFT's. Shapes: N rows, I input, O output width, R rank.
@@ -15,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 
 class LeanLora(torch.autograd.Function):
-    """``y = x W^T + b + s (x A^T) B^T`` for a frozen W (O, I) and trained A (R, I), B (O, R)."""
+    """``y = x W^T + b + s (x A^T) B^T`` for a frozen W (O, I), trained or frozen A (R, I), and trained B (O, R)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
@@ -27,7 +28,7 @@ class LeanLora(torch.autograd.Function):
             y_NO = nn.functional.linear(x_NI, weight.to(dtype), None if bias is None else bias.to(dtype))
             h_NR = x_NI @ a.to(dtype).T
             y_NO.addmm_(h_NR, b.to(dtype).T, alpha=scale)
-        ctx.save_for_backward(x_NI, h_NR, weight, a, b)
+        ctx.save_for_backward(x_NI if ctx.needs_input_grad[3] else None, h_NR, weight, a, b)
         ctx.scale, ctx.shape, ctx.dtype = scale, x.shape, x.dtype
         return y_NO.view(*x.shape[:-1], -1)
 
@@ -36,7 +37,7 @@ class LeanLora(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x, A and B: ``gW + s (gB) A``, ``s (gB)^T x``, ``s g^T (x A^T)``."""
         x_NI, h_NR, weight, a, b = ctx.saved_tensors
-        dtype, need_x, need_a, need_b = x_NI.dtype, ctx.needs_input_grad[0], ctx.needs_input_grad[3], ctx.needs_input_grad[4]
+        dtype, need_x, need_a, need_b = h_NR.dtype, ctx.needs_input_grad[0], ctx.needs_input_grad[3], ctx.needs_input_grad[4]
         g_NO = gradient.reshape(-1, gradient.shape[-1]).to(dtype)
         g_x = g_a = g_b = None
         if need_x or need_a:

@@ -26,7 +26,7 @@ from uplift.core.technique import Technique
 from uplift.core.values import Corpus, Effect
 from uplift.learn.assemble import apply_samples, assemble
 from uplift.learn.parallel import Parallel
-from uplift.testing.tiny import tiny_recipe
+from uplift.testing.tiny import tiny_causal, tiny_recipe
 from uplift.testing.training import (
     Trained,
     differences,
@@ -56,7 +56,15 @@ def recipe_for(directory: Path, techniques: list[Technique], **changes: Any) -> 
     needs = frozenset[str]().union(*(technique.declare().needs for technique in techniques))
     if "no_training" in needs and "training" not in needs:
         changes = {**changes, "train": {**changes.get("train", {}), "steps": 0}}
+    if "adapter" in needs and not any("adapter" in technique.declare().gives for technique in techniques):
+        techniques = [*techniques, technique_class("lora").model_validate({"use": "lora"})]
     head = "classifier" if "class_head" in needs else "words"
+    rate = 0.2 if "dropout_in_model" in needs else 0.0
+    folder = directory / ("model-dropout" if rate else "model")
+    if not (folder / "config.json").exists():
+        tiny_causal(folder, attention_bias=True, attention_dropout=rate)  # some techniques train biases
+    if rate:
+        changes = {"model": {"id": str(folder)}, **changes}
     return tiny_recipe(directory, "classify", techniques=techniques, task_options={"head": head}, **changes)
 
 
@@ -168,7 +176,8 @@ def check_accumulation(case: Case) -> None:
 
     Not asked of dropout: its masks are drawn for a micro-batch, here as everywhere.
     """
-    if not case.trains or "dropout" in case.make().declare().gives:
+    declared = case.make().declare()
+    if not case.trains or "dropout" in declared.gives or "dropout_in_model" in declared.needs:
         return
     recipe = case.recipe(train={**TRAINING, "steps": 3, "batch_tokens": 512, "micro_tokens": 512})
     with open_run(recipe, case.directory / "micro") as folder:

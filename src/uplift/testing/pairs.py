@@ -47,7 +47,7 @@ def check_pair(first: str, second: str, directory: Path, steps: int = 2) -> Trai
     assert all(bool(torch.isfinite(value).all()) for value in trained.weights.values()), f"{first} + {second}: weights"
     losses = [value for (_, name), value in trained.metrics.items() if name == "loss"]
     assert len(losses) >= 2 and all(map(math.isfinite, losses)), f"{first} + {second}: losses {losses}"
-    proofs = [technique.effect() for technique in trained.techniques]
+    proofs = [technique.effect() for technique in trained.techniques[:2]]  # what they need may follow
     assert [proof.technique for proof in proofs] == [first, second]
     assert steps < PROOF_STEPS or all(proof.passed for proof in proofs), f"{first} + {second}: {proofs}"
     return trained

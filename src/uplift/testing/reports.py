@@ -9,6 +9,9 @@ from typing import Any
 
 from uplift.core.report import (
     Arm,
+    Attack,
+    AttackExample,
+    AttackScores,
     BudgetReport,
     CalibrationBin,
     ClassScores,
@@ -27,6 +30,7 @@ from uplift.core.report import (
     Predicted,
     Recommendation,
     Report,
+    Robustness,
     SeedScore,
 )
 
@@ -97,6 +101,47 @@ def _effects(name: str) -> tuple[EffectReport, ...]:
     shots = EffectReport(technique="few_shot", claim="prompts carry demonstrations", value=4, passed=True)
     found = {"lora": (lora,), "lora-robust": (lora, *robust), "linear-probe": (probe,), "few-shot": (shots,)}
     return found.get(name, ())
+
+
+def _robustness() -> Robustness:
+    """Attacks that mislead the base more often than the tuned model."""
+
+    def scores(rate: float, words: bool) -> AttackScores:
+        kept, clean = _interval(rate, 0.08), 0.87
+        return AttackScores(
+            robust=kept,
+            success=_interval(1 - rate / clean, 0.08),
+            queries=17.3 if words else 11,
+            changed=0.06 if words else None,
+            similarity=0.84 if words else None,
+            transfer=_interval(0.74, 0.1) if words else None,
+            transfer_rows=31 if words else 0,
+        )
+
+    example = AttackExample(
+        label="positive",
+        predicted="negative",
+        clean="a warm , funny and engaging film",
+        attacked="a warm , funny and enhaging film",
+    )
+    texts = (("typo", 0.71, 0.44), ("drop", 0.66, 0.41), ("gradient", 0.38, 0.2))
+    pushes = (("noise", 0.05, 0.86, 0.6), ("pgd", 0.05, 0.52, 0.11))
+    attacks = [
+        Attack(attack=name, result=scores(rate, True), base=scores(base, True), examples=(example,))
+        for name, rate, base in texts
+    ]
+    attacks += [
+        Attack(attack=name, eps=eps, result=scores(rate, False), base=scores(base, False)) for name, eps, rate, base in pushes
+    ]
+    return Robustness(
+        rows=100,
+        queries=30,
+        similarity=0.8,
+        clean=_interval(0.87, 0.07),
+        base_clean=_interval(0.63, 0.09),
+        attacks=tuple(attacks),
+        seconds=74.0,
+    )
 
 
 def _arm(rank: int, row: tuple[str, str, str, float, float, float, int, int, int, int, float]) -> Arm:
@@ -305,6 +350,7 @@ def sample_report() -> Report:
                     (400, 0.96, 0.95),
                 )
             ),
+            robustness=_robustness(),
         ),
         cost=arm.cost or Cost(seconds=0, tokens=0, peak_memory_bytes=0),
         effects=arm.effects,

@@ -171,8 +171,8 @@ def _run_arm(arm: Arm, study: Study) -> ArmResult:
         kind, repeats = kind_of_arm(arm, comparison), ignores_seed(arm, comparison, study.base_dir)
     except UpliftError as error:  # its model cannot be had: no seed can run
         study.done += 1
-        study.say(f"\n{arm.name} failed: {_reason(error)}")
-        return ArmResult(arm.name, "trained", {}, failures=dict.fromkeys(comparison.seeds, _reason(error)))
+        study.say(f"\n{arm.name} failed: {reason_of(error)}")
+        return ArmResult(arm.name, "trained", {}, failures=dict.fromkeys(comparison.seeds, reason_of(error)))
     seeds = comparison.seeds[:1] if repeats else comparison.seeds
     outcomes, cost, failures = _run_seeds(arm.name, seeds, study, lambda seed: _run_seed(arm, seed, study, record))
     return ArmResult(arm.name, kind, outcomes, cost, failures, repeats)
@@ -194,7 +194,7 @@ def _run_seeds(
         except Stopped:
             raise
         except Exception as error:  # one arm's failure, of any kind, must not cost the others their results
-            failures[seed] = _reason(error)
+            failures[seed] = reason_of(error)
             study.say(f"  failed: {failures[seed]}")
         finally:
             gc.collect()
@@ -202,7 +202,8 @@ def _run_seeds(
     return outcomes, _mean_cost(costs), failures
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Why something failed, on one line."""
     if isinstance(error, UpliftError):
         return f"{error.what}" + (f" ({error.why})" if error.why else "")
     lines = str(error).splitlines()
@@ -225,10 +226,11 @@ def _run_recipe(recipe: Recipe, study: Study, record: ArmRecord) -> tuple[Outcom
     report = run(recipe, study.base_dir, console=study.console, parts=_parts(recipe, study), brief=True)
     folder = Path(recipe.output_dir) / f"{recipe.name}-{recipe.hash()}"
     record.folder = record.folder or str(folder.relative_to(study.folder))
-    return _read_outcomes(folder), _cost_of(report, recipe, record)
+    return read_outcomes(folder), _cost_of(report, recipe, record)
 
 
-def _read_outcomes(folder: Path) -> Outcomes:
+def read_outcomes(folder: Path) -> Outcomes:
+    """The per-item outcomes of a run folder. Raises DataError when it has none."""
     file = folder / "outcomes.json"
     try:
         return Outcomes.from_json(json.loads(file.read_text(encoding="utf-8")))

@@ -15,6 +15,7 @@ from uplift.learn.parallel import processes
 from uplift.model.opening import resolve_model
 from uplift.study.machine import choose_threads
 from uplift.verbs.display import Display
+from uplift.verbs.robustness import Attacks
 from uplift.verbs.run import chosen_test
 
 
@@ -40,6 +41,7 @@ def evaluate(model: str, recipe: Recipe, base_dir: Path, *, console: Console | N
             bootstrap=recipe.evaluate.bootstrap,
             batch_tokens=recipe.train.batch_tokens,
         )
+        robustness = Attacks(assembly, base_dir, None, display).after()
         for note in (*assembly.warnings, *measured.notes):
             display.stage(note)
-        return to_evaluation(measured)
+        return to_evaluation(measured).model_copy(update={"robustness": robustness})

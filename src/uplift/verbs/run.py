@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +15,7 @@ from rich.console import Console
 
 from uplift.core.errors import ProofError
 from uplift.core.recipe import Recipe
-from uplift.core.report import Cost, DataReport, EffectReport, Predicted, Report
+from uplift.core.report import Cost, DataReport, EffectReport, Evaluation, Predicted, Report
 from uplift.core.run import Run
 from uplift.core.storage import commit_directory, write_atomically
 from uplift.core.values import Corpus, Sample
@@ -30,6 +30,7 @@ from uplift.study.machine import choose_threads, peak_memory_bytes
 from uplift.study.report_html import render_html
 from uplift.verbs.command import command_line
 from uplift.verbs.display import Display
+from uplift.verbs.robustness import Attacks
 
 CURVES = ("loss", "validation_loss", "gradient_norm", "lr", "tokens_per_second")
 
@@ -95,13 +96,20 @@ def _carry_out(
     assembly = assemble(recipe, base_dir, parallel, parts)
     _tell_data(assembly.parts, folder, display)
     base = _base(assembly, folder, display) if recipe.evaluate.base else None
+    attacks = Attacks(assembly, base_dir, folder.path.parent / ".base", display)
+    if recipe.evaluate.base:
+        attacks.before()
     if assembly.trains:
         _train(assembly, folder, parallel, display, spent)
     assembly.model.eval()
     save_model(assembly, folder, display)
     measured = _measure(assembly, base, display, spent)
+    evaluation = to_evaluation(measured, base, resamples=recipe.evaluate.bootstrap) if measured else None
+    if evaluation is not None:
+        evaluation = evaluation.model_copy(update={"robustness": attacks.after()})
     effects = [EffectReport.of(technique.effect()) for technique in assembly.techniques]
-    report = _report(assembly, folder, measured, base, effects, spent)
+    notes = measured.notes if measured else ()
+    report = _report(assembly, folder, evaluation, notes, effects, spent)
     if parallel.first:
         if measured is not None:
             write_atomically(folder.path / "outcomes.json", json.dumps(measured.outcomes.to_json()))
@@ -216,8 +224,8 @@ def _measure(assembly: Assembly, base: Measured | None, display: Display, spent:
 def _report(
     assembly: Assembly,
     folder: Run,
-    measured: Measured | None,
-    base: Measured | None,
+    evaluation: Evaluation | None,
+    notes: Sequence[str],
     effects: list[EffectReport],
     spent: Spent,
 ) -> Report:
@@ -254,14 +262,14 @@ def _report(
         hash=recipe.hash(),
         status="failed" if silent else "finished",
         reason=f"no measurable effect of: {', '.join(silent)}" if silent else "",
-        evaluation=to_evaluation(measured, base, resamples=recipe.evaluate.bootstrap) if measured else None,
+        evaluation=evaluation,
         cost=cost,
         effects=tuple(effects),
         data=data,
         recipe=recipe.model_dump(mode="json"),
         events=folder.event_summary(),
         warnings=tuple(assembly.warnings),
-        notes=tuple([*assembly.model.notes, *(measured.notes if measured else ())]),
+        notes=tuple([*assembly.model.notes, *notes]),
         environment=folder.identity(),
         command=command_line("run"),
         started=spent.started,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import sys
 import textwrap
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import uplift.techniques
 from uplift.core.capability import Capabilities
 from uplift.core.registry import technique_class, technique_modules, technique_theme
 from uplift.core.schema import schema_of
@@ -31,6 +34,8 @@ SEAMS: dict[str, str] = {
 }
 """Seam -> its law of composition, in the order in which a run meets them."""
 
+ACCEPTED = Path(uplift.techniques.__file__).parent / "accepted"
+"""Stored results of the acceptance experiments."""
 COST_OF_A_STEP = 3.0
 """A plain step in forward-equivalents: one forward, and a backward of two."""
 
@@ -58,6 +63,38 @@ class Card:
     capabilities: Capabilities
     cost: float
     recipe: str | None
+    evidence: tuple[Evidence, ...] = ()
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What an acceptance experiment of a technique found, in words, and the command that finds it again."""
+
+    question: str
+    findings: tuple[str, ...]
+    holds: bool
+    terms: str
+    command: str
+
+
+def evidence_of(use: str) -> tuple[Evidence, ...]:
+    """The stored acceptance results that name a technique."""
+    found = []
+    for path in sorted(ACCEPTED.glob("*.json")):
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if use not in stored["techniques"]:
+            continue
+        findings = tuple(_finding(comparison) for comparison in stored["comparisons"])
+        terms = f"{stored['seeds']} paired seeds; {stored['budget']}"
+        found.append(Evidence(stored["question"], findings, stored["holds"], terms, stored["command"]))
+    return tuple(found)
+
+
+def _finding(comparison: Mapping[str, Any]) -> str:
+    verdict = "holds" if comparison["holds"] else "does not hold"
+    interval = f"{comparison['mean']:+.3g} ({comparison['low']:+.3g} to {comparison['high']:+.3g})"
+    names = f"{comparison['metric']} of {comparison['arm']} minus {comparison['against']}"
+    return f"{names}: {interval}; wanted {comparison['wanted']}: {verdict}"
 
 
 def techniques(theme: str | None = None) -> list[Card]:
@@ -73,7 +110,18 @@ def technique(use: str) -> Card:
     capabilities = cls.capabilities
     cost = (COST_OF_A_STEP + capabilities.cost) / COST_OF_A_STEP
     summary = " ".join(text.partition("\n\n")[0].split())
-    return Card(use, technique_theme(use), summary, text, _options(cls), seams_of(cls), capabilities, cost, _recipe(use))
+    return Card(
+        use,
+        technique_theme(use),
+        summary,
+        text,
+        _options(cls),
+        seams_of(cls),
+        capabilities,
+        cost,
+        _recipe(use),
+        evidence_of(use),
+    )
 
 
 def seams_of(cls: type[Technique]) -> tuple[str, ...]:
@@ -99,6 +147,7 @@ def card_dict(card: Card) -> dict[str, Any]:
         "passes": words.passes,
         "cost": card.cost,
         "recipe": card.recipe,
+        "evidence": [asdict(evidence) for evidence in card.evidence],
     }
 
 
@@ -119,7 +168,14 @@ def _spelled(value: Any) -> str:
 
 
 def _field_docs(cls: type[Technique]) -> dict[str, str]:
-    """Field -> the string literal that follows it in the class body."""
+    """Field -> the string literal that follows it in the body of the class, or of the base that the field comes from."""
+    docs: dict[str, str] = {}
+    for each in reversed(cls.__mro__[: cls.__mro__.index(Technique)]):
+        docs |= _docs_in_body(each)
+    return docs
+
+
+def _docs_in_body(cls: type) -> dict[str, str]:
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
     except (OSError, TypeError, SyntaxError):

@@ -20,6 +20,7 @@ from uplift.core.capability import Capabilities
 from uplift.core.technique import Technique
 from uplift.core.values import Batch, Effect
 from uplift.data.packing import sample_generator
+from uplift.techniques.perturbation import SCORED_EXACTLY
 
 TOLERANCE = 0.1
 
@@ -41,7 +42,9 @@ class Neftune(Technique):
     alpha: Annotated[float, Field(ge=0, le=1000)] = 5.0
     """Strength of the noise (0: off; 5 to 15 is usual)."""
 
-    capabilities: ClassVar[Capabilities] = Capabilities(needs=frozenset({"training"}), mutates=frozenset({"embeddings"}))
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        needs=frozenset({"training"}), mutates=frozenset({"embeddings"}), conflicts=SCORED_EXACTLY
+    )
     off: ClassVar[Mapping[str, Any]] = {"alpha": 0.0}
 
     _samples: int = PrivateAttr(0)

@@ -11,12 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PrivateAttr
+from pydantic import Field
 
 from uplift.core.capability import Capabilities
-from uplift.core.technique import Parameters, Technique
-from uplift.core.values import Effect, Group
-from uplift.techniques.fingerprint import checksums, differing
+from uplift.techniques.partial_training import PartialTraining
 from uplift.techniques.selection import matching
 
 Depth = Annotated[int, Field(ge=0, le=10_000)]
@@ -28,7 +26,7 @@ def frozen_depths(layers: int, below: int | None, above: int | None, ratio: floa
     return {depth for depth in range(1, layers + 1) if depth <= lower or (above is not None and depth > above)}
 
 
-class Freeze(Technique):
+class Freeze(PartialTraining):
     """Freezes by depth, share or name; without any option the lower half, embeddings included."""
 
     use: Literal["freeze"] = "freeze"
@@ -46,12 +44,7 @@ class Freeze(Technique):
     capabilities: ClassVar[Capabilities] = Capabilities(needs=frozenset({"training"}), gives=frozenset({"frozen_layers"}))
     off: ClassVar[Mapping[str, Any]] = {"ratio": 0.0}
 
-    _before: dict[str, int] = PrivateAttr(default_factory=dict)
-    _trained: dict[str, int] = PrivateAttr(default_factory=dict)
-    _drifted: list[str] = PrivateAttr(default_factory=list)
-    _moved: int = PrivateAttr(0)
-
-    def chosen(self, model: Any) -> frozenset[str]:
+    def frozen(self, model: Any) -> frozenset[str]:
         """Names of the parameters to freeze. Raises RecipeError when a pattern matches nothing."""
         given = (self.below, self.above, self.ratio, self.embeddings)
         ratio = 0.5 if not self.names and all(option is None for option in given) else self.ratio
@@ -60,36 +53,3 @@ class Freeze(Technique):
             depths.add(0)
         names = list(model.parameters_by_name())
         return frozenset(name for name in names if model.depth(name) in depths) | matching(names, self.names, self.use)
-
-    def groups(self, model: Any) -> list[Group]:
-        """One rule: the chosen parameters do not train."""
-        chosen = self.chosen(model)
-        return [Group(chosen, trainable=False)] if chosen else []
-
-    def begin(self, model: Any, parameters: Parameters) -> None:
-        """Take checksums of what is frozen, and of what trains."""
-        named = model.parameters_by_name()
-        self._before = checksums({name: named[name] for name in sorted(self.chosen(model))})
-        self._trained = checksums(parameters)
-
-    def finish(self, model: Any) -> Any:
-        """Compare with the checksums."""
-        named = model.parameters_by_name()
-        self._drifted = differing(self._before, named)
-        self._moved = len(differing(self._trained, named))
-        return model
-
-    def state(self) -> dict[str, Any]:
-        """The checksums from before step 1."""
-        return {"before": dict(self._before), "trained": dict(self._trained)}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restore the checksums."""
-        self._before, self._trained = dict(state["before"]), dict(state["trained"])
-
-    def effect(self) -> Effect:
-        """Share of frozen tensors that are bit-equal; holds at 1 when something else did move."""
-        share = 1.0 - len(self._drifted) / max(1, len(self._before))
-        passed = bool(self._before) and not self._drifted and self._moved > 0
-        detail = f"{len(self._before)} tensors frozen; {self._moved} of {len(self._trained)} others moved"
-        return Effect(self.use, "frozen weights stayed bit-equal", share, passed, detail)

@@ -38,7 +38,12 @@ class LayerwiseLr(Technique):
     capabilities: ClassVar[Capabilities] = Capabilities(
         needs=frozenset({"training"}),
         mutates=frozenset({"rates"}),
-        conflicts={"head_only": ("only the head trains, so there is one rate", "remove one of the two")},
+        conflicts={
+            "head_only": ("only the head trains, so there is one rate", "remove one of the two"),
+            "head_first": ("its first phase trains the head alone, at one rate", "use `gradual_unfreezing` in its place"),
+            "chosen_blocks": ("so few blocks train that there is hardly more than one rate", "remove one of the two"),
+            "new_blocks": ("only the new blocks train, and they have nothing yet to protect", "remove one of the two"),
+        },
     )
     off: ClassVar[Mapping[str, Any]] = {"decay": 1.0}
 

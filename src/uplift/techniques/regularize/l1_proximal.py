@@ -8,7 +8,7 @@ Cost: memory none; time one pass over the chosen weights per step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -27,7 +27,7 @@ def soft_threshold(weight: Tensor, threshold: float) -> Tensor:
     return softshrink(weight, threshold)
 
 
-def zero_share(tensors: list[Tensor]) -> float:
+def zero_share(tensors: Sequence[Tensor]) -> float:
     """Share of elements that are exactly zero."""
     size = sum(tensor.numel() for tensor in tensors)
     return sum(int((tensor == 0).sum()) for tensor in tensors) / max(1, size)
@@ -57,33 +57,51 @@ class L1Proximal(Technique):
     off: ClassVar[Mapping[str, Any]] = {"strength": 0.0}
 
     _chosen: Parameters = PrivateAttr(default_factory=dict)
+    _zeros: dict[str, int] = PrivateAttr(default_factory=dict)
     _before: float = PrivateAttr(0.0)
     _after: float = PrivateAttr(0.0)
 
     def begin(self, model: Any, parameters: Parameters) -> None:
         """Choose the tensors and count the zeros they have already."""
+        named: Parameters = model.parameters_by_name()
         if self.names:
-            chosen = matching(parameters, self.names, self.use)
+            chosen = matching(named, self.names, self.use)
         else:
-            inside = {name for name, p in parameters.items() if p.ndim >= 2 and 1 <= model.depth(name) <= len(model.layers)}
-            chosen = frozenset(inside - class_head(parameters))
-        self._chosen = {name: parameter for name, parameter in parameters.items() if name in chosen}
-        self._before = zero_share(list(self._chosen.values()))
+            inside = {name for name, p in named.items() if p.ndim >= 2 and 1 <= model.depth(name) <= len(model.layers)}
+            chosen = frozenset(inside - class_head(named))
+        self._chosen = {name: parameter for name, parameter in named.items() if name in chosen}
+        self._take_up(parameters)
+
+    def _take_up(self, names: Iterable[str]) -> None:
+        """Count the zeros of weights that train for the first time."""
+        first = [name for name in names if name in self._chosen and name not in self._zeros]
+        self._zeros |= {name: int((self._chosen[name] == 0).sum()) for name in first}
 
     @torch.no_grad()
     def after_update(self, parameters: Parameters, progress: Progress, lr: float) -> None:
         """Shrink by ``lr * strength``."""
         if self.strength == 0:
             return
-        for name in self._chosen:
+        self._take_up(parameters)
+        for name in self._zeros.keys() & parameters.keys():
             parameters[name].copy_(soft_threshold(parameters[name], lr * self.strength))
 
     def finish(self, model: Any) -> Any:
         """Count the exact zeros."""
-        self._after = zero_share(list(self._chosen.values()))
+        trained = [self._chosen[name] for name in self._zeros]
+        self._before = sum(self._zeros.values()) / max(1, sum(weight.numel() for weight in trained))
+        self._after = zero_share(trained)
         return model
+
+    def state(self) -> dict[str, Any]:
+        """The zeros of every weight before it trained."""
+        return {"zeros": dict(self._zeros)}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore them."""
+        self._zeros = dict(state["zeros"])
 
     def effect(self) -> Effect:
         """Share of exact zeros; holds when it grew."""
-        detail = f"{100 * self._before:.3g} % before, {100 * self._after:.3g} % after, in {len(self._chosen)} tensors"
+        detail = f"{100 * self._before:.3g} % before, {100 * self._after:.3g} % after, in {len(self._zeros)} tensors"
         return Effect(self.use, "weights became exactly zero", self._after, self._after > self._before, detail)

@@ -1,0 +1,49 @@
+"""BitFit: trains the bias vectors and a new classification head, and nothing else.
+
+When: encoders of BERT's kind and GPT-2, where biases are everywhere; tiny files per task, little data.
+When not: models without biases (Llama, Mistral, Gemma): use `norm_tuning` there; tasks that need much new knowledge.
+Paper: Ben Zaken, Ravfogel and Goldberg 2022, BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Models.
+Cost: memory of gradients and moments nearly none (biases are about 0.1 % of a model); time 0.7 of full fine-tuning.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from uplift.core.capability import Capabilities
+from uplift.core.errors import RecipeError
+from uplift.techniques.partial_training import CHOICE, PartialTraining, new_head
+
+VECTORS_ONLY = {
+    "adapter": ("an adapter freezes the model and trains its own weights in place of the vectors", "remove one of the two"),
+    "sparsity": ("only vectors train here, and zeros are made in matrices", "remove one of the two"),
+    "layer_weights": ("only vectors train here, and matrices are what is mixed", "remove one of the two"),
+}
+"""What no technique can be joined with that trains vectors alone."""
+
+
+class Bitfit(PartialTraining):
+    """Freezes everything that is not a bias (or the classification head)."""
+
+    use: Literal["bitfit"] = "bitfit"
+
+    claim: ClassVar[str] = "only biases and the head moved"
+    default_lr: ClassVar[float | None] = 1e-3
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        needs=frozenset({"training"}),
+        gives=frozenset({"vectors_only"}),
+        exclusive=frozenset({CHOICE}),
+        conflicts=VECTORS_ONLY,
+    )
+
+    def frozen(self, model: Any) -> frozenset[str]:
+        """All but biases and a classification head. Raises RecipeError when the model's blocks have no biases."""
+        names, head = frozenset(model.parameters_by_name()), new_head(model)
+        biases = frozenset(name for name in names if name.rpartition(".")[2] == "bias")
+        if not biases - head:
+            raise RecipeError(
+                "`bitfit` finds no biases in this model",
+                why=f"{model.config.model_type} models are built without them",
+                fix="use `norm_tuning`, which trains the norms' vectors in the same way",
+            )
+        return names - biases - head

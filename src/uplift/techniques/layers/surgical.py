@@ -1,0 +1,187 @@
+"""Surgical fine-tuning: trains only the blocks that the task's own data pull hardest, measured before step 1.
+
+When: little data and a shift that sits in one place: new input (low blocks), new labels or style (high blocks).
+When not: with much data, or when the whole model must move; the choice is made once, from gradients at the start.
+Paper: Lee et al. 2023, Surgical Fine-Tuning Improves Adaptation to Distribution Shifts (automatic choice: Auto-RGN).
+Cost: memory of one full gradient once, then of the chosen share; time one backward over `rows` rows before step 1, then less.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, PrivateAttr
+
+from uplift.core.capability import Capabilities
+from uplift.core.errors import RecipeError
+from uplift.core.technique import Parameters
+from uplift.core.values import Corpus, Encoded, Progress, Unit, derive_seed
+from uplift.data.chat import Encoder
+from uplift.data.packing import pack, split_micro
+from uplift.learn.forward import ForwardPass
+from uplift.techniques.fingerprint import total_norm
+from uplift.techniques.layers.spectrum import top_share
+from uplift.techniques.partial_training import (
+    ADAPTER_CLASH,
+    CHOICE,
+    FROZEN_CLASH,
+    PartialTraining,
+    is_hollow,
+    new_head,
+    seed_of_run,
+)
+
+LONGEST = 512
+"""Tokens of a row that the measurement reads at most."""
+MICRO_TOKENS = 1024
+SHOWN = 12
+"""Units listed in the report, highest first."""
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """At most ``wanted`` positions out of ``count``, at even distances from the first on."""
+    return sorted({place * count // min(count, wanted) for place in range(min(count, wanted))}) if count else []
+
+
+def mean_gradients(model: Any, rows: list[Encoded]) -> None:
+    """Leave in ``.grad`` of all parameters that of the task's mean loss over ``rows``; no dropout, weights untouched."""
+    batches = [pack(part, device=model.device, progress=Progress(), seed=0) for part in split_micro(rows, MICRO_TOKENS)]
+    unit: Unit = "samples" if model.head_kind == "class" else "tokens"
+    total = sum(batch.counts[unit] for batch in batches)
+    if total == 0:
+        raise RecipeError("`surgical` found nothing to learn in the rows it looked at", fix="raise `surgical.rows`")
+    with torch.enable_grad():
+        for batch in batches:
+            (ForwardPass(model, batch, model.embed(batch.ids)).losses.cross_entropy / total).backward()
+
+
+class Surgical(PartialTraining):
+    """Ranks embeddings, blocks and an own language head by gradient norm over weight norm and trains the top share.
+
+    A new classification head always trains; so does the final norm with a chosen language head.
+    """
+
+    use: Literal["surgical"] = "surgical"
+    share: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """Share of the units (embeddings, each block, an own language head) that trains, rounded up (1: off, all train)."""
+    rows: Annotated[int, Field(ge=1, le=100_000)] = 64
+    """Training rows that the gradients are measured on, at even distances through the data."""
+    by: Literal["gradient", "random"] = "gradient"
+    """How units are chosen; `random` draws as many with the run's seed: the placebo to compare with."""
+
+    claim: ClassVar[str] = "only the chosen blocks moved"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        needs=frozenset({"training", "train_rows"}),
+        gives=frozenset({"chosen_blocks"}),
+        exclusive=frozenset({CHOICE}),
+        conflicts={"adapter": ADAPTER_CLASH, "frozen_layers": FROZEN_CLASH},
+    )
+    off: ClassVar[Mapping[str, Any]] = {"share": 1.0}
+
+    _corpus: Corpus | None = PrivateAttr(None)
+    _seed: int = PrivateAttr(0)
+    _table: dict[str, float] = PrivateAttr(default_factory=dict)
+    _chosen: list[str] = PrivateAttr(default_factory=list)
+
+    def samples(self, corpus: Corpus) -> Corpus:
+        """Remember the training rows."""
+        if corpus.part == "train":
+            self._corpus = corpus
+        return corpus
+
+    def edit(self, model: Any) -> Any:
+        """Take the run's seed; the model stays as it is."""
+        self._seed = seed_of_run()
+        return model
+
+    def units(self, model: Any) -> dict[str, frozenset[str]]:
+        """What can be chosen, bottom first: label -> parameter names."""
+        head, top = new_head(model), len(model.layers) + 1
+        labels = {0: "embeddings", top: "head"} | {depth: f"block {depth}" for depth in range(1, top)}
+        found: dict[int, set[str]] = {}
+        matrices = set()
+        for name, parameter in model.parameters_by_name().items():
+            if name not in head:
+                found.setdefault(model.depth(name), set()).add(name)
+                matrices |= {model.depth(name)} if parameter.ndim >= 2 else set()
+        return {labels[depth]: frozenset(found[depth]) for depth in sorted(found) if depth in matrices}
+
+    def choose(self, model: Any) -> list[str]:
+        """Labels of the units that train; measured once (a plan, which has no numbers, takes the lowest)."""
+        if not self._chosen:
+            units = self.units(model)
+            if is_hollow(model):
+                self._table = dict.fromkeys(units, 0.0)
+            elif self.by == "random":
+                generator = random.Random(derive_seed(self._seed, "surgical"))
+                self._table = {unit: generator.random() for unit in units}
+            else:
+                self._table = self._measured(model, units)
+            self._chosen = top_share(self._table, self.share)
+        return self._chosen
+
+    def _measured(self, model: Any, units: Mapping[str, frozenset[str]]) -> dict[str, float]:
+        """Gradient norm over weight norm of each unit, over some training rows; gradients are gone afterwards."""
+        if self._corpus is None or not len(self._corpus):
+            raise RecipeError("`surgical` has no training rows to measure on", fix="give `data.train` some rows")
+        encoder = Encoder(model.tokenizer, min(LONGEST, model.longest or LONGEST), model.kind)
+        rows = [encoder.encode(self._corpus[place]) for place in spread(len(self._corpus), self.rows)]
+        named = model.parameters_by_name()
+        asked = {name: parameter.requires_grad for name, parameter in named.items()}
+        try:
+            for parameter in named.values():
+                parameter.requires_grad_(True)
+            mean_gradients(model, [row for row in rows if len(row)])
+            return {unit: _relative(named, sorted(names)) for unit, names in units.items()}
+        finally:
+            for name, parameter in named.items():
+                parameter.grad = None
+                parameter.requires_grad_(asked[name])
+
+    def frozen(self, model: Any) -> frozenset[str]:
+        """Everything that was not chosen."""
+        if self.share == 1:
+            return frozenset()
+        units = self.units(model)
+        chosen = frozenset[str]().union(*(units[unit] for unit in self.choose(model)))
+        return frozenset(model.parameters_by_name()) - chosen - new_head(model)
+
+    def begin(self, model: Any, parameters: Parameters) -> None:
+        """Take the checksums, and tell the report what was chosen and why."""
+        super().begin(model, parameters)
+        if self._chosen:
+            model.notes = (*model.notes, f"`surgical` trains {self.detail()}")
+
+    def state(self) -> dict[str, Any]:
+        """The checksums, the choice and the table behind it."""
+        return {**super().state(), "chosen": list(self._chosen), "table": dict(self._table)}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore the checksums. Raises RecipeError when the choice, made again from the same numbers, is another."""
+        super().load_state(state)
+        if list(state["chosen"]) != self._chosen:
+            why = f"it was {', '.join(state['chosen'])} before the restart and is {', '.join(self._chosen)} now"
+            fix = "go on where the run was started (another machine may round differently), or use another `output_dir`"
+            raise RecipeError("`surgical` chooses other blocks than before", why=why, fix=fix)
+
+    def detail(self) -> str:
+        """The chosen units, and the table that explains the choice, highest first."""
+        if not self._chosen:
+            return ""
+        order = sorted(self._table, key=lambda unit: -self._table[unit])
+        rest = f" and {len(order) - SHOWN} more" if len(order) > SHOWN else ""
+        what = "drawn at random" if self.by == "random" else "gradient over weight norm"
+        listed = ", ".join(f"{unit} {self._table[unit]:.3g}" for unit in order[:SHOWN])
+        return f"{', '.join(self._chosen)} ({what}: {listed}{rest})"
+
+
+def _relative(named: Parameters, names: list[str]) -> float:
+    gradient = total_norm(named[name].grad for name in names if named[name].grad is not None)  # type: ignore[misc]
+    ratio = gradient / max(total_norm(named[name] for name in names), 1e-30)
+    if not math.isfinite(ratio):
+        raise RecipeError("`surgical` measured gradients that are not finite", why="the model or its data are damaged")
+    return ratio
