@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, product
 
 import pytest
 
@@ -10,58 +10,41 @@ from uplift.core.legality import clashes_of
 from uplift.testing.pairs import PROOF_STEPS, all_pairs, check_pair, pair_recipe
 from uplift.testing.tiny import tiny_recipe
 
+VECTORS = ["bitfit", "norm_tuning"]
+CHOSEN = [*VECTORS, "block_expansion", "lisa", "spectrum", "surgical"]
+PROMPTS = ["p_tuning", "prefix_tuning", "prompt_tuning"]
+ADAPTERS = ["adalora", "bottleneck", "ia3", "lora", *PROMPTS, "vera"]
 REFUSED = {
     frozenset(pair)
     for pair in (
-        ("lora", "l2_sp"),
-        ("lora", "l1_proximal"),
-        ("lora", "linear_probe"),
-        ("linear_probe", "l2_sp"),
-        ("linear_probe", "l1_proximal"),
-        ("linear_probe", "layerwise_lr"),
-        ("ema", "l1_proximal"),
-    )
-}
-"""Besides these and the ones below, only what needs no training (few_shot) cannot be joined with what needs it."""
-SELECTED = ["bitfit", "block_expansion", "lisa", "norm_tuning", "spectrum", "surgical"]
-CHOOSERS = [*SELECTED, "gradual_unfreezing", "linear_probe", "lp_ft"]
-"""Each of these alone says what trains."""
-CHOSEN_AWAY = {
-    "freeze": ["block_expansion", "gradual_unfreezing", "lisa", "lp_ft", "spectrum", "surgical"],
-    "lora": SELECTED,
-    "adalora": SELECTED,
-    "bottleneck": SELECTED,
-    "ia3": SELECTED,
-    "vera": SELECTED,
-    "quantized_base": SELECTED,
-    "p_tuning": [*SELECTED, "gradual_unfreezing", "lp_ft", "freeze", "layerwise_lr"],
-    "prefix_tuning": [*SELECTED, "gradual_unfreezing", "lp_ft", "freeze", "layerwise_lr"],
-    "prompt_tuning": [*SELECTED, "gradual_unfreezing", "lp_ft", "freeze", "layerwise_lr"],
-    "layerwise_lr": ["block_expansion", "lp_ft", "surgical"],
-    "l1_proximal": ["bitfit", "block_expansion", "norm_tuning"],
-    "mixout": ["bitfit", "gradual_unfreezing", "lisa", "lp_ft", "norm_tuning"],
-    "kl_reference": ["lp_ft"],
-    "l2": ["bitfit", "ia3", "norm_tuning", "vera"],
-}
-"""What these techniques need does not train, or not all the time, under those."""
-REFUSED |= {frozenset(pair) for pair in combinations(CHOOSERS, 2)}
-REFUSED |= {
-    frozenset(pair)
-    for pair in (
-        ("linear_probe", "mixout"),
-        ("linear_probe", "kl_reference"),
+        # Each of these alone says what trains.
+        *combinations([*CHOSEN, "gradual_unfreezing", "linear_probe", "lp_ft"], 2),
+        # There is one adapter at a time.
+        *combinations(ADAPTERS, 2),
+        # Under an adapter, or rounded, the base stays as it is: nothing in it to choose, to pull, to mix or to make zero.
+        *product([*ADAPTERS, "quantized_base"], [*CHOSEN, "linear_probe", "l1_proximal", "l2_sp", "mixout"]),
+        # Factors go into the weights by multiplication, and those were rounded without them.
+        ("quantized_base", "ia3"),
+        # A prompt trains as one piece below all blocks: no turns, no rates by depth, nothing left to freeze.
+        *product(PROMPTS, ["freeze", "gradual_unfreezing", "layerwise_lr", "lp_ft"]),
+        # Both say which blocks stand still.
+        *product(["freeze"], ["block_expansion", "gradual_unfreezing", "lisa", "lp_ft", "spectrum", "surgical"]),
+        # So little trains, or at first, that there is hardly more than one rate.
+        *product(["layerwise_lr"], ["block_expansion", "linear_probe", "lp_ft", "surgical"]),
+        # What they pull, shrink or mix does not train, is new, or begins to train during the run.
+        *product(["l1_proximal"], [*VECTORS, "block_expansion", "linear_probe"]),
+        *product(["l2"], [*VECTORS, "ia3", "vera"]),
+        ("l2_sp", "linear_probe"),
+        *product(["mixout"], [*VECTORS, "gradual_unfreezing", "linear_probe", "lisa", "lp_ft"]),
+        # One needs a language head, the others a classification head.
+        *product(["kl_reference"], ["linear_probe", "lp_ft"]),
+        # Two pulls on the same weights.
         ("l2", "l2_sp"),
-        ("swa", "ema"),
-        ("swa", "l1_proximal"),
+        # One average is evaluated, and the average of a weight that becomes zero is not zero.
+        *combinations(["ema", "l1_proximal", "swa"], 2),
     )
 }
-REFUSED |= {frozenset((one, other)) for one, others in CHOSEN_AWAY.items() for other in others}
-ADAPTERS = ["adalora", "bottleneck", "ia3", "lora", "p_tuning", "prefix_tuning", "prompt_tuning", "vera"]
-"""There is one of them at a time; the base stays as it is, also when it is quantized under a LoRA."""
-MOVES_THE_BASE = ["l1_proximal", "l2_sp", "linear_probe", "mixout"]
-REFUSED |= {frozenset(pair) for pair in combinations(ADAPTERS, 2)}
-REFUSED |= {frozenset((one, other)) for one in [*ADAPTERS, "quantized_base"] for other in MOVES_THE_BASE}
-REFUSED |= {frozenset(("quantized_base", other)) for other in [*SELECTED, "ia3"]}
+"""Besides these, only what needs no training (few_shot) cannot be joined with what needs it."""
 
 
 @pytest.fixture(scope="module")

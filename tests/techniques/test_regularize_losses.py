@@ -11,9 +11,10 @@ from uplift.core.legality import clashes_of
 from uplift.core.values import Progress
 from uplift.techniques.adapt.lora import Lora
 from uplift.techniques.chance import own_dropout, passes_differ
+from uplift.techniques.frozen_copy import frozen_copy
 from uplift.techniques.regularize.confidence_penalty import ConfidencePenalty
 from uplift.techniques.regularize.dropout import Dropout
-from uplift.techniques.regularize.kl_reference import KlReference, frozen_copy
+from uplift.techniques.regularize.kl_reference import KlReference
 from uplift.techniques.regularize.r_drop import RDrop
 from uplift.testing.passes import forward_pass, open_tiny, outputs, random_batch, train_steps
 from uplift.testing.tiny import tiny_causal, tiny_encoder, tiny_recipe

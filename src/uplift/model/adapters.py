@@ -28,7 +28,8 @@ PLACES = ("", "adapter", "model/adapter")
 """Where an adapter stands: its own folder, beside a run's model, or inside a saved model."""
 TAKEN_FROM_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Starts that change the base: an adapter saved with one of these belongs to a base that nobody has."""
-COMBINED = "combined"
+ADAPTER, COMBINED = "default", "combined"
+"""Names inside PEFT: of an adapter that nobody named, and of one made from several."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class SavedWeights:
     tensors: dict[str, Tensor]
 
     @classmethod
-    def of(cls, peft: PeftModel, adapter: str = "default") -> SavedWeights:
+    def of(cls, peft: PeftModel, adapter: str = ADAPTER) -> SavedWeights:
         """A copy of an adapter inside ``peft``."""
         config = deepcopy(peft.peft_config[adapter])
         config.inference_mode = True

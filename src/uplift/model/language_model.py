@@ -179,6 +179,11 @@ class LanguageModel(nn.Module):
         return None if self.layout.longest is None else self.layout.longest - self.virtual_length
 
     @property
+    def task_type(self) -> str:
+        """What PEFT calls the model's task."""
+        return "SEQ_CLS" if self.head_kind == "class" else "CAUSAL_LM"
+
+    @property
     def virtual_length(self) -> int:
         """Virtual tokens before each document."""
         return 0 if self.virtual is None else self.virtual.length
@@ -206,7 +211,7 @@ class LanguageModel(nn.Module):
             if self.peft is not None:
                 self.peft.save_pretrained(str(directory / ADAPTER), safe_serialization=True)
             if self.virtual is not None:
-                self.virtual.save(directory / ADAPTER, self.backbone, "SEQ_CLS" if self.head_kind == "class" else "CAUSAL_LM")
+                self.virtual.save(directory / ADAPTER, self.backbone, self.task_type)
 
     def _plain_state(self) -> dict[str, Tensor]:
         """The base model's tensors under their plain names, without what the adapter added."""

@@ -6,16 +6,23 @@ Shapes: T tokens of a packed row, N documents in it, D hidden width.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from pydantic import PrivateAttr
 from torch import Tensor, nn
+
+from uplift.core.capability import Capabilities
+from uplift.core.technique import Phase, Technique
 
 ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 FEED_FORWARD = re.compile(r"mlp|ffn|feed_?forward|moe", re.IGNORECASE)
 PROBE_TOKENS = 8
+
+Change = Callable[[Tensor, Tensor, dict[str, Any]], Tensor]
+"""(output, first input, keyword arguments) of a module -> its output."""
 
 
 def linear_layers(block: nn.Module) -> dict[str, Any]:
@@ -82,11 +89,39 @@ def in_training(module: nn.Module) -> Iterator[None]:
             part.training = False
 
 
-def on_output(change: Callable[[Tensor, Tensor, dict[str, Any]], Tensor]) -> Callable[..., Any]:
-    """A forward hook (``with_kwargs=True``) that changes the first output of a module while it trains.
+class LayerChance(Technique):
+    """Base of techniques that let chance into the blocks while they train; evaluation sees none of it."""
 
-    ``change`` gets the module's output, its first input and its keyword arguments.
-    """
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        needs=frozenset({"training"}), gives=frozenset({"dropout", "random_layers"})
+    )
+    phase: ClassVar[Phase] = "precision"  # after adapters, whose layers then stand where the plain ones stood
+
+    _hooks: list[Any] = PrivateAttr(default_factory=list)
+    _seen: Any = PrivateAttr(None)
+
+    def hook(self, module: nn.Module, change: Change) -> None:
+        """Change the module's first output in training, until ``finish``."""
+        self._hooks.append(module.register_forward_hook(on_output(change), with_kwargs=True))
+
+    def finish(self, model: Any) -> Any:
+        """Take the hooks out."""
+        for hook in self._hooks:
+            hook.remove()
+        return model
+
+    def state(self) -> dict[str, Any]:
+        """The sums behind the proof; none when the technique is off."""
+        return {"seen": [] if self._seen is None else self._seen.tolist()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore the sums."""
+        if self._seen is not None:
+            self._seen.copy_(torch.tensor(state["seen"]))
+
+
+def on_output(change: Change) -> Callable[..., Any]:
+    """A forward hook (``with_kwargs=True``) that changes the first output of a module while it trains."""
 
     def hook(module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any], output: Any) -> Any:
         if not module.training:

@@ -19,6 +19,7 @@ from uplift.core.values import Batch, Corpus, Encoded, Progress
 from uplift.data.chat import Encoder
 from uplift.data.packing import pack
 from uplift.learn.forward import ForwardPass
+from uplift.model.adapters import ADAPTER
 from uplift.model.language_model import LanguageModel
 from uplift.model.quiet import quiet
 
@@ -31,7 +32,6 @@ NONZERO = MUTATING | {"orthogonal"}
 """These start with B other than zero."""
 PEFT_NAMES: Mapping[str, bool | str] = {"kaiming": True, "lora_ga": True, "pissa": "pissa_niter_16"}
 """PEFT's word where it differs; LoRA-GA is applied afterwards, once it is known which layers there are."""
-ADAPTER = "default"
 ROW_TOKENS, SAMPLE_TOKENS = 1024, 512
 EVA_SPREAD = 2.0
 """A layer gets at most this multiple of its rank when EVA shares the ranks out."""

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from pydantic import PrivateAttr
 
+from uplift.core.capability import Capabilities
 from uplift.core.technique import Parameters, Technique
 from uplift.core.values import Effect, Group, Signal
 from uplift.techniques.fingerprint import checksums, differing
@@ -25,6 +26,12 @@ ADAPTER_CLASH = (
 )
 FROZEN_CLASH = ("both decide which blocks train", "remove one of the two")
 PROMPT_CLASH = ("a soft prompt freezes all of the model and trains as a whole, so there are no turns", "remove one of the two")
+VECTORS_ONLY = {
+    "adapter": ("an adapter freezes the model and trains its own weights in place of the vectors", "remove one of the two"),
+    "sparsity": ("only vectors train here, and zeros are made in matrices", "remove one of the two"),
+    "layer_weights": ("only vectors train here, and matrices are what is mixed", "remove one of the two"),
+}
+"""What no technique can be joined with that trains vectors alone."""
 
 
 def seed_of_run() -> int:
@@ -88,6 +95,18 @@ class PartialTraining(Technique):
         passed = bool(self._before) and not self._drifted and self._moved > 0
         counts = f"{len(self._before)} tensors {self.kept_as}; {self._moved} of {len(self._trained)} others moved"
         return Effect(self.use, self.claim, share, passed, "; ".join(filter(None, (counts, self.detail()))))
+
+
+class VectorTraining(PartialTraining):
+    """Base: vectors alone train (biases, norms), at a rate that vectors bear."""
+
+    default_lr: ClassVar[float | None] = 1e-3
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        needs=frozenset({"training"}),
+        gives=frozenset({"vectors_only"}),
+        exclusive=frozenset({CHOICE}),
+        conflicts=VECTORS_ONLY,
+    )
 
 
 class TurnTraining(Technique):

@@ -1,27 +1,24 @@
-"""What adapters share: a frozen base that must stay as it was, an injected part that must move, and PEFT's way in and out."""
+"""What adapters share: one at a time, a frozen base, an injected part that must move, and PEFT's way in and out."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from peft import PeftConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from pydantic import Field, PrivateAttr
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from uplift.core.capability import Capabilities
 from uplift.core.errors import RecipeError
-from uplift.core.technique import Parameters, Technique
-from uplift.core.values import Effect
+from uplift.core.technique import Parameters
 from uplift.model.adapters import SavedWeights
 from uplift.model.bottleneck import bottlenecks
 from uplift.model.quiet import quiet
-from uplift.techniques.fingerprint import checksums, differing
+from uplift.techniques.frozen_base import FrozenBase
 
-ADAPTER = "default"
 CAPABILITIES = Capabilities(
     needs=frozenset({"training"}),
     gives=frozenset({"adapter"}),
@@ -34,54 +31,21 @@ Targets = Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], F
 
 
 def linear_names(model: Any) -> list[str]:
-    """The last name parts of the layers inside the model's blocks that have a matrix (``q_proj``, ``down_proj``, ...)."""
+    """The last name parts of the linear layers inside the model's blocks (``q_proj``, ``down_proj``, ...)."""
     named = ((name, module) for block in model.layers for name, module in block.named_modules())
-    return sorted(
-        {name.rpartition(".")[2] for name, m in named if getattr(m, "weight", None) is not None and m.weight.ndim == 2}
-    )
+    return sorted({name.rpartition(".")[2] for name, module in named if isinstance(module, nn.Linear | Conv1D)})
 
 
-class Adapter(Technique):
-    """Base of adapters: the proof that the base stayed bit-equal and the adapter moved. Not a technique by itself."""
+class Adapter(FrozenBase):
+    """Base of adapters: what they declare, and how many layers have one. Not a technique by itself."""
 
     capabilities: ClassVar[Capabilities] = CAPABILITIES
-    own: ClassVar[tuple[str, ...]] = ()
-    """Name parts of what the adapter brings along: everything else that does not train must stay as it is."""
 
-    _base: dict[str, int] = PrivateAttr(default_factory=dict)
-    _changed: list[str] = PrivateAttr(default_factory=list)
     _layers: int = PrivateAttr(0)
-    _moved: float = PrivateAttr(0.0)
 
-    def begin(self, model: Any, parameters: Parameters) -> None:
-        """Take checksums of the frozen weights."""
-        named = model.parameters_by_name().items()
-        frozen = {n: p for n, p in named if n not in parameters and not any(part in n for part in self.own)}
-        self._base = checksums(frozen)
-
-    def finish(self, model: Any) -> Any:
-        """Compare the base with its checksums and measure how far the adapter went."""
-        self._changed = differing(self._base, model.parameters_by_name())
-        self._moved = self.distance(model)
-        return model
-
-    def distance(self, model: Any) -> float:
-        """How far the adapter is from where it started: 0 when it changes nothing."""
-        raise NotImplementedError
-
-    def state(self) -> dict[str, Any]:
-        """The base's checksums from before step 1."""
-        return {"base": dict(self._base)}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restore the checksums."""
-        self._base = dict(state["base"])
-
-    def effect(self) -> Effect:
-        """Distance of the adapter from its start; holds when it moved and the base is bit-equal."""
-        passed = bool(self._base) and not self._changed and self._moved > 0 and math.isfinite(self._moved)
-        same = f"base changed: {', '.join(self._changed[:3])}" if self._changed else f"{len(self._base)} base tensors bit-equal"
-        return Effect(self.use, "the adapter moved and the base did not", self._moved, passed, f"{self._layers} layers; {same}")
+    def detail(self) -> str:
+        """How many layers have one."""
+        return f"{self._layers} layers"
 
 
 class PeftAdapter(Adapter):
@@ -113,24 +77,37 @@ class PeftAdapter(Adapter):
             raise self._no_target(model)
         head = model.pretrained.get_output_embeddings() if model.head_kind == "language" else None
         if isinstance(head, BaseTunerLayer):
-            why = "the language head is used as a plain matrix"
-            raise RecipeError(f"`{self.use}.targets` reaches the language head", why=why, fix="leave it out")
+            why = "it is used as a plain matrix"
+            what = f"`{self.use}.targets` reaches the language head, which cannot be adapted"
+            raise RecipeError(what, why=why, fix="leave it out")
         return model
 
     def _no_target(self, model: Any) -> RecipeError:
         names = ", ".join(f"`{name}`" for name in linear_names(model))
-        what = f"`{self.use}.targets` {self.targets} fits no linear layer"
+        what = f"`{self.use}.targets` {self.targets} matches no linear layer"
         return RecipeError(what, why=f"this model has {names}", fix="use those")
+
+    def frozen(self, model: Any, parameters: Parameters) -> dict[str, Tensor]:
+        """All that is not the adapter's own, also when something else lets it train."""
+        return self._foreign(model)
 
     def finish(self, model: Any) -> Any:
         """Measure; then merge and take the adapter layers out again, or leave them."""
         model = super().finish(model)
+        self.settle(model)
         if self.merge:
+            model.merged_adapter = SavedWeights.of(model.peft)
             with quiet():
-                model.merged_adapter = SavedWeights.of(model.peft)
-                model.pretrained = model.peft.merge_and_unload()
+                model.pretrained = self.merged(model)
             model.peft = None
         return model
+
+    def settle(self, model: Any) -> None:
+        """What is to be done with the measured adapter before it is merged or kept: nothing here."""
+
+    def merged(self, model: Any) -> Any:
+        """The plain model with the adapter in its weights."""
+        return model.peft.merge_and_unload()
 
 
 def tuner_layers(model: Any) -> dict[str, Any]:
@@ -138,8 +115,13 @@ def tuner_layers(model: Any) -> dict[str, Any]:
     return {name: module for name, module in model.pretrained.named_modules() if isinstance(module, BaseTunerLayer)}
 
 
+def adapter_names(model: Any, part: str) -> frozenset[str]:
+    """The names of parameters that have ``part`` in them."""
+    return frozenset(name for name in model.parameters_by_name() if part in name)
+
+
 def adapter_tensors(model: Any, part: str) -> list[Tensor]:
-    """The parameters whose names have ``part`` in them."""
+    """The parameters whose names have ``part`` in them, in the model's order."""
     return [parameter for name, parameter in model.parameters_by_name().items() if part in name]
 
 

@@ -5,32 +5,26 @@ Shapes: P virtual tokens, E embedding width, W width of a row of keys and values
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import PrivateAttr
+from pydantic import Field, PrivateAttr, model_validator
 from torch import Tensor
 
 from uplift.core.capability import Capabilities
 from uplift.core.errors import RecipeError
-from uplift.core.technique import Parameters, Technique
-from uplift.core.values import Effect, Group
+from uplift.core.technique import Parameters
+from uplift.core.values import Group
 from uplift.model.virtual_prompt import PREFIX, VirtualPrompt, row_width
-from uplift.techniques.fingerprint import checksums, differing, total_norm
+from uplift.techniques.fingerprint import total_norm
+from uplift.techniques.frozen_base import FrozenBase
 from uplift.techniques.selection import class_head
 
 Init = Literal["vocabulary", "text", "random"]
 COMMON = 5000
 """Words are drawn from the first so many of the vocabulary: byte-pair vocabularies are in the order of frequency."""
-
-
-def check_text(init: Init, text: str | None) -> None:
-    """Raise ValueError unless a text is given exactly when it is to be used."""
-    if (init == "text") != bool(text and text.strip()):
-        raise ValueError("`text` and `init: text` belong together" + ("" if text else ": say which text to start from"))
 
 
 @torch.no_grad()
@@ -61,8 +55,11 @@ def starting_keys(model: Any, count: int, init: Init, text: str | None) -> Tenso
     return rows_PL2GD.reshape(count, -1)
 
 
-class SoftPrompt(Technique):
+class SoftPrompt(FrozenBase):
     """Base of the three: freezes the model (a new classification head aside) and trains what stands before every document."""
+
+    tokens: Annotated[int, Field(ge=0, le=1000)] = 20
+    """Virtual tokens before every document (0: off; 5 to 100 is usual)."""
 
     capabilities: ClassVar[Capabilities] = Capabilities(
         needs=frozenset({"training"}),
@@ -78,16 +75,9 @@ class SoftPrompt(Technique):
         },
     )
     off: ClassVar[Mapping[str, Any]] = {"tokens": 0}
+    claim: ClassVar[str] = "the virtual prompt moved and the base did not"
 
-    _base: dict[str, int] = PrivateAttr(default_factory=dict)
     _start: Tensor | None = PrivateAttr(None)
-    _changed: list[str] = PrivateAttr(default_factory=list)
-    _moved: float = PrivateAttr(0.0)
-
-    @property
-    @abstractmethod
-    def length(self) -> int:
-        """Virtual tokens; 0 switches the technique off."""
 
     @abstractmethod
     def make(self, model: Any) -> VirtualPrompt:
@@ -95,14 +85,14 @@ class SoftPrompt(Technique):
 
     def edit(self, model: Any) -> Any:
         """Put the prompt before the model. Raises RecipeError for a model that cannot take one."""
-        if self.length == 0:
+        if self.tokens == 0:
             return model
         if model.peft is not None or model.virtual is not None:
             raise RecipeError(f"`{self.use}` needs a model without an adapter, and this one has one", fix="give the base model")
         self._refuse_structure(model)
-        if model.longest is not None and self.length >= model.longest:
+        if model.longest is not None and self.tokens >= model.longest:
             raise RecipeError(
-                f"`{self.use}`: {self.length} virtual tokens leave no room in the model's {model.longest} positions",
+                f"`{self.use}`: {self.tokens} virtual tokens leave no room in the model's {model.longest} positions",
                 where="techniques",
                 fix="use fewer `tokens`",
             )
@@ -120,7 +110,7 @@ class SoftPrompt(Technique):
 
     def groups(self, model: Any) -> list[Group]:
         """The prompt trains without decay (zero is no natural place for it), a class head trains, all else does not."""
-        if self.length == 0:
+        if self.tokens == 0:
             return []
         names = frozenset(model.parameters_by_name())
         prompt = frozenset(name for name in names if name.startswith(PREFIX))
@@ -133,39 +123,38 @@ class SoftPrompt(Technique):
         ]
 
     def begin(self, model: Any, parameters: Parameters) -> None:
-        """Take checksums of the frozen weights, and keep how the prompt starts."""
-        if self.length > 0:
-            self._base = checksums(self._frozen(model, parameters))
+        """Take checksums of the frozen weights, and keep how the prompt starts (on resume it is drawn again from the seed)."""
+        if self.tokens > 0:
+            super().begin(model, parameters)
             self._start = model.virtual.rows().detach().clone()
-
-    @staticmethod
-    def _frozen(model: Any, parameters: Parameters) -> dict[str, Tensor]:
-        return {name: tensor for name, tensor in model.parameters_by_name().items() if name not in parameters}
 
     def finish(self, model: Any) -> Any:
         """Compare the base with its checksums and measure the way of the prompt, then drop what it was made with."""
         if self._start is not None:
-            self._changed = differing(self._base, model.parameters_by_name())
-            self._moved = total_norm([model.virtual.rows() - self._start]) / max(total_norm([self._start]), 1e-30)
+            model = super().finish(model)
             model.virtual.settle()
         return model
 
-    def state(self) -> dict[str, Any]:
-        """The base's checksums from before step 1; the start is drawn again from the seed."""
-        return {"base": dict(self._base)}
+    def distance(self, model: Any) -> float:
+        """Distance of the prompt from its start over its size."""
+        assert self._start is not None
+        return total_norm([model.virtual.rows() - self._start]) / max(total_norm([self._start]), 1e-30)
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restore the checksums."""
-        self._base = dict(state["base"])
+    def detail(self) -> str:
+        """How long the prompt is."""
+        return f"{self.tokens} virtual tokens"
 
-    def effect(self) -> Effect:
-        """Distance of the prompt from its start over its size; holds when it moved and the base is bit-equal."""
-        passed = bool(self._base) and not self._changed and self._moved > 0 and math.isfinite(self._moved)
-        same = f"base changed: {', '.join(self._changed[:3])}" if self._changed else f"{len(self._base)} base tensors bit-equal"
-        return Effect(
-            self.use,
-            "the virtual prompt moved and the base did not",
-            self._moved,
-            passed,
-            f"{self.length} virtual tokens; {same}",
-        )
+
+class WordPrompt(SoftPrompt):
+    """Base of prompts that start as words."""
+
+    init: Init = "vocabulary"
+    """How they start: as common words drawn at random, as the words of `text`, or as noise of the same spread."""
+    text: Annotated[str, Field(max_length=10_000)] | None = None
+    """What they say at the start (with `init: text`): a description of the task; repeated or cut to the number of tokens."""
+
+    @model_validator(mode="after")
+    def _text_when_asked(self) -> Self:
+        if (self.init == "text") != bool(self.text and self.text.strip()):
+            raise ValueError("`text` and `init: text` belong together" + ("" if self.text else ": say which text to start from"))
+        return self

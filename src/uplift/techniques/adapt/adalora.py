@@ -21,9 +21,10 @@ from torch import Tensor
 from uplift.core.capability import Capabilities
 from uplift.core.technique import Parameters
 from uplift.core.values import Batch, Effect, Pass, Progress, Term, Terms
+from uplift.model.adapters import ADAPTER
 from uplift.model.quiet import quiet
 from uplift.techniques.fingerprint import total_norm
-from uplift.techniques.peft_adapter import ADAPTER, PeftAdapter, adapter_tensors, tuner_layers
+from uplift.techniques.peft_adapter import PeftAdapter, adapter_tensors, tuner_layers
 
 
 def budget(fraction: float, warmup: float, final: float, most: int, least: int) -> int:
@@ -102,7 +103,7 @@ class AdaLora(PeftAdapter):
     def config(self, model: Any) -> AdaLoraConfig:
         """PEFT's configuration of this adapter for ``model``. Its clock of steps is not used: shares of training are."""
         return AdaLoraConfig(
-            task_type="SEQ_CLS" if model.head_kind == "class" else "CAUSAL_LM",
+            task_type=model.task_type,
             init_r=self.initial_rank,
             target_r=self.target_rank,
             lora_alpha=self.alpha,  # type: ignore[arg-type]  # PEFT multiplies by it, any number will do

@@ -23,7 +23,7 @@ from uplift.core.errors import RecipeError
 from uplift.core.values import Group
 from uplift.model.bottleneck import sublayers
 from uplift.techniques.fingerprint import total_norm
-from uplift.techniques.peft_adapter import VECTORS, PeftAdapter, Targets, adapter_tensors
+from uplift.techniques.peft_adapter import VECTORS, PeftAdapter, Targets, adapter_names, adapter_tensors
 
 KEYS_AND_VALUES = ("k_proj", "v_proj", "key", "value", "k_lin", "v_lin", "query_key_value", "qkv_proj", "Wqkv", "c_attn")
 """What architectures call the layers that make keys and values."""
@@ -74,15 +74,14 @@ class Ia3(PeftAdapter):
         """PEFT's configuration of this adapter for ``model`` (a ``LanguageModel``)."""
         targets, feed_forward = (self.targets, self.feed_forward) if self.targets != "auto" else usual_targets(model)
         return IA3Config(
-            task_type="SEQ_CLS" if model.head_kind == "class" else "CAUSAL_LM",
+            task_type=model.task_type,
             target_modules=targets,
             feedforward_modules=feed_forward,
         )
 
     def groups(self, model: Any) -> list[Group]:
         """Factors start at one: decay towards zero would switch their channels off."""
-        names = frozenset(name for name in model.parameters_by_name() if "ia3_" in name)
-        return [Group(names, weight_decay=0.0)]
+        return [Group(adapter_names(model, "ia3_"), weight_decay=0.0)]
 
     def distance(self, model: Any) -> float:
         """Distance of all factors from one."""

@@ -11,28 +11,24 @@ Cost: memory of gradients and optimizer about 1 % of full fine-tuning's; time 0.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig
 from peft.tuners.lora.layer import Linear as LoraLinear
 from pydantic import Field, PrivateAttr, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from uplift.core.capability import Capabilities
 from uplift.core.errors import RecipeError
-from uplift.core.technique import Parameters, Technique
-from uplift.core.values import Corpus, Effect, Group
-from uplift.model.adapters import SavedWeights
-from uplift.model.quiet import quiet
-from uplift.techniques.fingerprint import checksums, differing, total_norm
+from uplift.core.values import Corpus, Group
+from uplift.model.adapters import ADAPTER
+from uplift.techniques.fingerprint import total_norm
 from uplift.techniques.lean_lora import install_lean_layers
 from uplift.techniques.lora_init import (
-    ADAPTER,
     FROM_DATA,
     MUTATING,
     NONZERO,
@@ -47,6 +43,7 @@ from uplift.techniques.lora_init import (
     start_from_inputs,
     training_rows,
 )
+from uplift.techniques.peft_adapter import PeftAdapter, adapter_names, linear_names
 
 SHARP_LR = 5e-5
 """PiSSA and OLoRA train the base's strongest directions: a step of the same rate moves the weights several times further."""
@@ -77,13 +74,7 @@ def merge_in_float32(layer: Any, adapter: str = ADAPTER) -> None:
     layer.merged_adapters.append(adapter)
 
 
-def linear_names(model: Any) -> list[str]:
-    """The last name parts of the linear layers inside the model's blocks (``q_proj``, ``down_proj``, ...)."""
-    found = {n.rpartition(".")[2] for block in model.layers for n, m in block.named_modules() if isinstance(m, nn.Linear)}
-    return sorted(found)
-
-
-class Lora(Technique):
+class Lora(PeftAdapter):
     """Adapters of PEFT on all or some linear layers; saved in PEFT's format, merged into the weights at the end."""
 
     use: Literal["lora"] = "lora"
@@ -97,8 +88,6 @@ class Lora(Technique):
     """Another alpha for some layers, as in `rank_pattern`."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout on the adapter's input during training."""
-    targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1, max_length=1000)] = "all-linear"
-    """Which linear layers: all, or a list of (endings of) module names such as `q_proj`."""
     layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)] | None = None
     """First and last block to adapt, counted from 0; default: all."""
     rslora: bool = False
@@ -116,22 +105,9 @@ class Lora(Technique):
     """LoRA+: the rate of B over that of A (1: equal; 16 is usual)."""
     train_a: bool = True
     """`false` (LoRA-FA) keeps A as it started and trains B alone: layers need not remember their inputs."""
-    merge: bool = True
-    """Add the update to the weights at the end (in float32); `false` keeps the adapter apart."""
-
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        needs=frozenset({"training"}),
-        gives=frozenset({"adapter"}),
-        exclusive=frozenset({"adapter"}),
-        conflicts={"head_only": ("one trains only the head, the other adapts the layers below it", "remove one of the two")},
-    )
 
     _corpus: Corpus | None = PrivateAttr(None)
     _start: Factors = PrivateAttr(default_factory=dict)
-    _base: dict[str, int] = PrivateAttr(default_factory=dict)
-    _changed: list[str] = PrivateAttr(default_factory=list)
-    _layers: int = PrivateAttr(0)
-    _moved: float = PrivateAttr(0.0)
 
     @model_validator(mode="after")
     def _options_fit(self) -> Self:
@@ -147,6 +123,11 @@ class Lora(Technique):
             except re.error as error:
                 raise ValueError(f"`{pattern}` is not a regular expression: {error}") from None
         return self
+
+    @property
+    def own(self) -> tuple[str, ...]:  # type: ignore[override]  # depends on an option
+        """The adapter's name parts, without A where that must stay as it started."""
+        return ("modules_to_save", "lora_") if self.train_a else ("modules_to_save", "lora_B", "lora_magnitude")
 
     @property
     def mutates_base(self) -> bool:
@@ -177,7 +158,7 @@ class Lora(Technique):
             chosen = list(range(self.layers[0], min(self.layers[1], len(model.layers) - 1) + 1))
         hollow = model.device.type == "meta"  # only counted: every start has the same shapes
         return LoraConfig(
-            task_type="SEQ_CLS" if model.head_kind == "class" else "CAUSAL_LM",
+            task_type=model.task_type,
             r=self.rank,
             lora_alpha=self.alpha,  # type: ignore[arg-type]  # PEFT divides it, any number will do
             rank_pattern=dict(self.rank_pattern),
@@ -192,24 +173,14 @@ class Lora(Technique):
 
     def edit(self, model: Any) -> Any:
         """Freeze the model and put adapters beside its linear layers. Raises RecipeError when they cannot stand there."""
-        if model.peft is not None:
-            raise RecipeError("`lora` needs a model without an adapter, and this one has one", fix="open the merged model")
         if self.layers is not None and self.layers[0] >= len(model.layers):
             raise RecipeError(f"`lora.layers` begins at {self.layers[0]}, but the model has {len(model.layers)} blocks")
-        head = model.pretrained.get_output_embeddings() if model.head_kind == "language" else None
-        try:
-            with quiet():
-                model.peft = get_peft_model(model.pretrained, self.config(model))
-        except ValueError as error:
-            raise self._no_target(model) from error
-        layers = lora_layers(model.pretrained)
-        if not layers:
-            raise self._no_target(model)
-        self._check(layers, head)
+        model = super().edit(model)
+        self._check(lora_layers(model.pretrained))
         if model.device.type != "meta":
             self._start_from_data(model)
             self._start = factors_of(model.pretrained) if self.init in NONZERO else {}
-        self._layers = len(lora_layers(model.pretrained))
+        self._layers = len(lora_layers(model.pretrained))  # a start may leave layers without any rank
         install_lean_layers(model.pretrained)
         return model
 
@@ -221,19 +192,12 @@ class Lora(Technique):
         rows = training_rows(model, self._corpus, self.init_tokens)
         (start_from_inputs if self.init == "eva" else start_from_gradient)(model, rows)
 
-    def _no_target(self, model: Any) -> RecipeError:
-        names = ", ".join(f"`{name}`" for name in linear_names(model))
-        return RecipeError(
-            f"`lora.targets` {self.targets} matches no linear layer", why=f"this model has {names}", fix="use those"
-        )
-
-    def _check(self, layers: Mapping[str, Any], head: nn.Module | None) -> None:
+    def _check(self, layers: Mapping[str, Any]) -> None:
         """Refuse layers that cannot be adapted, ranks that a start cannot have, and patterns that name nothing."""
         for name, layer in layers.items():
-            linear = isinstance(layer, LoraLinear)
-            if not linear or layer.get_base_layer() is head:
-                why = "the language head is used as a plain matrix" if linear else "it is not linear"
-                raise RecipeError(f"`lora.targets` reaches `{name}`, which cannot be adapted", why=why, fix="leave it out")
+            if not isinstance(layer, LoraLinear):
+                what = f"`lora.targets` reaches `{name}`, which cannot be adapted"
+                raise RecipeError(what, why="it is not linear", fix="leave it out")
             if self.init == "olora" and layer.fan_in_fan_out:
                 why = "this model keeps its weights transposed"
                 raise RecipeError("`lora.init: olora` does not fit this model", why=why, fix="use `init: pissa`")
@@ -252,56 +216,33 @@ class Lora(Technique):
         """B at its own rate (LoRA+), A frozen (LoRA-FA)."""
         rules = []
         if self.plus_ratio != 1:
-            rules.append(Group(self._named(model, ".lora_B."), lr_multiplier=self.plus_ratio))
+            rules.append(Group(adapter_names(model, ".lora_B."), lr_multiplier=self.plus_ratio))
         if not self.train_a:
-            rules.append(Group(self._named(model, ".lora_A."), trainable=False))
+            rules.append(Group(adapter_names(model, ".lora_A."), trainable=False))
         return rules
 
-    @staticmethod
-    def _named(model: Any, part: str) -> frozenset[str]:
-        return frozenset(name for name in model.parameters_by_name() if part in name)
+    def distance(self, model: Any) -> float:
+        """How far all B went."""
+        return total_norm(self._way(name, layer) for name, layer in lora_layers(model.pretrained).items())
 
-    def begin(self, model: Any, parameters: Parameters) -> None:
-        """Take checksums of the frozen weights."""
-        self._base = checksums(self._frozen(model))
+    def _way(self, name: str, layer: Any) -> Tensor:
+        b: Tensor = layer.lora_B[ADAPTER].weight
+        return b - self._start[name][1].to(b) if name in self._start else b
 
-    def _frozen(self, model: Any) -> dict[str, Tensor]:
-        moving = ("modules_to_save", "lora_") if self.train_a else ("modules_to_save", "lora_B", "lora_magnitude")
-        return {name: p for name, p in model.parameters_by_name().items() if not any(part in name for part in moving)}
-
-    def finish(self, model: Any) -> Any:
-        """Compare the base with its checksums, give it back what the start took, then merge and take the layers out again."""
-        self._changed = differing(self._base, self._frozen(model))
-        layers = lora_layers(model.pretrained)
-        self._moved = total_norm(self._distance(name, layer) for name, layer in layers.items())
+    def settle(self, model: Any) -> None:
+        """Give the base back what the start took."""
         if self.mutates_base:
             make_plain(model.peft, self._start)
         config = model.peft.peft_config[ADAPTER]
         config.init_lora_weights, config.eva_config = True, None  # whoever loads it has no start to make
-        if self.merge:
-            model.merged_adapter = SavedWeights.of(model.peft)
-            for layer in layers.values():
-                merge_in_float32(layer)
-            model.pretrained = model.peft.unload()
-            model.peft = None
-        return model
 
-    def _distance(self, name: str, layer: Any) -> Tensor:
-        """How far B went."""
-        b: Tensor = layer.lora_B[ADAPTER].weight
-        return b - self._start[name][1].to(b) if name in self._start else b
-
-    def state(self) -> dict[str, Any]:
-        """The base's checksums from before step 1."""
-        return {"base": dict(self._base)}
+    def merged(self, model: Any) -> Any:
+        """The plain model with the updates in its weights."""
+        for layer in lora_layers(model.pretrained).values():
+            merge_in_float32(layer)
+        return model.peft.unload()
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restore the checksums, unless the base was made anew at the start: its last bits may depend on the machine."""
         if not self.mutates_base:
-            self._base = dict(state["base"])
-
-    def effect(self) -> Effect:
-        """Distance that all B matrices went; holds when they moved and the base is bit-equal."""
-        passed = bool(self._base) and not self._changed and self._moved > 0 and math.isfinite(self._moved)
-        same = f"base changed: {', '.join(self._changed[:3])}" if self._changed else f"{len(self._base)} base tensors bit-equal"
-        return Effect(self.use, "the adapter moved and the base did not", self._moved, passed, f"{self._layers} layers; {same}")
+            super().load_state(state)

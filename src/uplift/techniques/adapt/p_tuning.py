@@ -41,19 +41,12 @@ class PTuning(SoftPrompt):
     """Virtual tokens out of a network; at the end they are an ordinary soft prompt, saved apart in PEFT's format."""
 
     use: Literal["p_tuning"] = "p_tuning"
-    tokens: Annotated[int, Field(ge=0, le=1000)] = 20
-    """Virtual tokens before every document (0: off; 5 to 100 is usual)."""
     encoder: Literal["mlp", "lstm"] = "mlp"
     """The network: a perceptron for each token, or a two-way LSTM over all of them."""
     hidden: Annotated[int, Field(ge=1, le=65_536)] | None = None
     """Hidden width of the network; default: that of the model."""
 
     default_lr: ClassVar[float | None] = 1e-3
-
-    @property
-    def length(self) -> int:
-        """Virtual tokens."""
-        return self.tokens
 
     def make(self, model: Any) -> VirtualPrompt:
         """Random vectors and the network that turns them into embeddings."""

@@ -8,14 +8,14 @@ Cost: memory of gradients and optimizer falls to the prefix's share; time about 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from uplift.model.virtual_prompt import VirtualPrompt, key_shape
-from uplift.techniques.soft_prompt import Init, SoftPrompt, check_text, starting_keys
+from uplift.techniques.soft_prompt import WordPrompt, starting_keys
 
 
 class Reparametrisation(nn.Module):
@@ -45,16 +45,11 @@ def spread_of(rows_PW: Tensor, layers: int) -> Tensor:
     return parts.std(dim=(0, 2), correction=0).repeat_interleave(parts.shape[2])
 
 
-class PrefixTuning(SoftPrompt):
-    """Trained keys and values; saved apart in PEFT's format, since nothing can be merged."""
+class PrefixTuning(WordPrompt):
+    """Trained keys and values of virtual tokens, at the start those that the model itself gives to words; saved apart in PEFT's
+    format, since nothing can be merged."""
 
     use: Literal["prefix_tuning"] = "prefix_tuning"
-    tokens: Annotated[int, Field(ge=0, le=1000)] = 20
-    """Virtual tokens whose keys and values are trained (0: off; 5 to 200 is usual)."""
-    init: Init = "vocabulary"
-    """How they start: as the model's keys and values of common words, of the words of `text`, or as noise of their spread."""
-    text: Annotated[str, Field(max_length=10_000)] | None = None
-    """What the prefix says at the start (with `init: text`); repeated or cut to the number of tokens."""
     reparametrise: bool = True
     """Train a perceptron that makes the changes of all layers from one vector per token; it is dropped at the end. `false`
     trains keys and values themselves, which wants a `train.lr` of about 1e-2."""
@@ -62,16 +57,6 @@ class PrefixTuning(SoftPrompt):
     """Hidden width of that perceptron."""
 
     default_lr: ClassVar[float | None] = 5e-4
-
-    @model_validator(mode="after")
-    def _text_when_asked(self) -> Self:
-        check_text(self.init, self.text)
-        return self
-
-    @property
-    def length(self) -> int:
-        """Virtual tokens."""
-        return self.tokens
 
     def make(self, model: Any) -> VirtualPrompt:
         """Keys and values, trained as they are or through the perceptron."""

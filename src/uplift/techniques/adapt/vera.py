@@ -35,7 +35,7 @@ class Vera(PeftAdapter):
     def config(self, model: Any) -> VeraConfig:
         """PEFT's configuration of this adapter for ``model``; the random matrices are drawn from torch's global generator."""
         return VeraConfig(
-            task_type="SEQ_CLS" if model.head_kind == "class" else "CAUSAL_LM",
+            task_type=model.task_type,
             r=self.rank,
             d_initial=self.start,
             target_modules=self.targets,

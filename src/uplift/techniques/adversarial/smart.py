@@ -19,8 +19,8 @@ from torch import Tensor
 from uplift.core.capability import Capabilities
 from uplift.core.technique import Parameters
 from uplift.core.values import Batch, Effect, Pass, Progress, Term, Terms
+from uplift.techniques.frozen_copy import frozen_copy
 from uplift.techniques.perturbation import DivergenceAttack, perturbation, project, with_cost
-from uplift.techniques.regularize.kl_reference import frozen_copy
 
 
 class Smart(DivergenceAttack):

@@ -10,31 +10,16 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from uplift.core.capability import Capabilities
 from uplift.core.errors import RecipeError
-from uplift.techniques.partial_training import CHOICE, PartialTraining, new_head
-
-VECTORS_ONLY = {
-    "adapter": ("an adapter freezes the model and trains its own weights in place of the vectors", "remove one of the two"),
-    "sparsity": ("only vectors train here, and zeros are made in matrices", "remove one of the two"),
-    "layer_weights": ("only vectors train here, and matrices are what is mixed", "remove one of the two"),
-}
-"""What no technique can be joined with that trains vectors alone."""
+from uplift.techniques.partial_training import VectorTraining, new_head
 
 
-class Bitfit(PartialTraining):
+class Bitfit(VectorTraining):
     """Freezes everything that is not a bias (or the classification head)."""
 
     use: Literal["bitfit"] = "bitfit"
 
     claim: ClassVar[str] = "only biases and the head moved"
-    default_lr: ClassVar[float | None] = 1e-3
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        needs=frozenset({"training"}),
-        gives=frozenset({"vectors_only"}),
-        exclusive=frozenset({CHOICE}),
-        conflicts=VECTORS_ONLY,
-    )
 
     def frozen(self, model: Any) -> frozenset[str]:
         """All but biases and a classification head. Raises RecipeError when the model's blocks have no biases."""

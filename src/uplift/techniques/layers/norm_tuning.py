@@ -10,10 +10,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from uplift.core.capability import Capabilities
 from uplift.core.errors import RecipeError
-from uplift.techniques.layers.bitfit import VECTORS_ONLY
-from uplift.techniques.partial_training import CHOICE, PartialTraining, new_head
+from uplift.techniques.partial_training import VectorTraining, new_head
 
 
 def norm_names(model: Any) -> frozenset[str]:
@@ -27,19 +25,12 @@ def norm_names(model: Any) -> frozenset[str]:
     )
 
 
-class NormTuning(PartialTraining):
+class NormTuning(VectorTraining):
     """Freezes everything that is not a norm (or the classification head)."""
 
     use: Literal["norm_tuning"] = "norm_tuning"
 
     claim: ClassVar[str] = "only norms and the head moved"
-    default_lr: ClassVar[float | None] = 1e-3
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        needs=frozenset({"training"}),
-        gives=frozenset({"vectors_only"}),
-        exclusive=frozenset({CHOICE}),
-        conflicts=VECTORS_ONLY,
-    )
 
     def frozen(self, model: Any) -> frozenset[str]:
         """All but norms and a classification head. Raises RecipeError when the norms have no weights."""

@@ -12,20 +12,19 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, PrivateAttr
+from pydantic import Field
 from torch import Tensor, nn
 
 from uplift.core.capability import Capabilities
 from uplift.core.errors import RecipeError
-from uplift.core.technique import Phase, Technique
 from uplift.core.values import Effect
-from uplift.techniques.chance import on_output, own_dropout, residual_outputs
+from uplift.techniques.chance import LayerChance, own_dropout, residual_outputs
 
 Place = Literal["attention", "feed_forward", "hidden"]
 TOLERANCE = 0.1
 
 
-class Dropout(Technique):
+class Dropout(LayerChance):
     """Sets a random share ``p`` of values to zero in training and scales up the rest; evaluation is the plain model.
 
     Attention and feed-forward outputs are dropped before they are added to the residual stream.
@@ -40,11 +39,7 @@ class Dropout(Technique):
     capabilities: ClassVar[Capabilities] = Capabilities(
         needs=frozenset({"training"}), gives=frozenset({"dropout", "random_layers"}), exclusive=frozenset({"dropout_in_blocks"})
     )
-    phase: ClassVar[Phase] = "precision"  # after adapters, whose layers then stand where the plain ones stood
     off: ClassVar[Mapping[str, Any]] = {"p": 0.0}
-
-    _hooks: list[Any] = PrivateAttr(default_factory=list)
-    _seen: Any = PrivateAttr(None)
 
     def edit(self, model: Any) -> Any:
         """Hook the places. Raises RecipeError when the model has dropout already, or none of the places."""
@@ -66,8 +61,7 @@ class Dropout(Technique):
             )
         self._seen = torch.zeros(2, dtype=torch.int64, device=model.device)
         for number, module in enumerate(modules):
-            change = on_output(self._counted if number == len(modules) - 1 else self._dropped)
-            self._hooks.append(module.register_forward_hook(change, with_kwargs=True))
+            self.hook(module, self._counted if number == len(modules) - 1 else self._dropped)
         return model
 
     def _modules(self, block: nn.Module, width: int) -> list[nn.Module]:
@@ -84,24 +78,9 @@ class Dropout(Technique):
         self._seen[1].add_(there.sum())
         return dropped
 
-    def finish(self, model: Any) -> Any:
-        """Take the hooks out."""
-        for hook in self._hooks:
-            hook.remove()
-        return model
-
-    def state(self) -> dict[str, Any]:
-        """The counts behind the proof."""
-        return {"seen": [0, 0] if self._seen is None else self._seen.tolist()}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restore the counts."""
-        if self._seen is not None:
-            self._seen.copy_(torch.tensor(state["seen"]))
-
     def effect(self) -> Effect:
         """Share of zeros in the last place; holds within 10 % of ``p``."""
-        zeros, total = self.state()["seen"]
+        zeros, total = self.state()["seen"] or (0, 0)
         share = zeros / max(1, total)
         passed = total > 0 and abs(share - self.p) <= TOLERANCE * self.p
         return Effect(

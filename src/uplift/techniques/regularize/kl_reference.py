@@ -9,7 +9,6 @@ Cost: memory of a second model (weights only, adapters included); time 1.4 of a 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from copy import deepcopy
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr
@@ -18,18 +17,7 @@ from uplift.core.capability import Capabilities
 from uplift.core.technique import Parameters, Technique
 from uplift.core.values import Batch, Effect, Pass, Progress, Term, Terms
 from uplift.techniques.fingerprint import checksums, differing
-
-
-def frozen_copy(model: Any) -> Any:
-    """A copy of a ``LanguageModel`` that shares no weight with it, never trains and has no dropout.
-
-    A copy even under an adapter: some adapters change the base when they are made, so the base alone is not the start.
-    """
-    copy = deepcopy(model)
-    for parameter in copy.parameters():
-        parameter.requires_grad_(False)
-        parameter.grad = None
-    return copy.eval()
+from uplift.techniques.frozen_copy import frozen_copy
 
 
 class KlReference(Technique):

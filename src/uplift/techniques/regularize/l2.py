@@ -23,8 +23,9 @@ from uplift.core.capability import Capabilities
 from uplift.core.errors import RecipeError
 from uplift.core.technique import Parameters, Technique
 from uplift.core.values import Effect, Group, Progress
+from uplift.model.adapters import ADAPTER
 from uplift.techniques.fingerprint import total_norm
-from uplift.techniques.lora_init import ADAPTER, lora_layers
+from uplift.techniques.lora_init import lora_layers
 from uplift.techniques.selection import matching
 
 

@@ -13,14 +13,12 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, PrivateAttr
+from pydantic import Field
 from torch import Tensor
 
-from uplift.core.capability import Capabilities
 from uplift.core.errors import RecipeError
-from uplift.core.technique import Phase, Technique
 from uplift.core.values import Effect
-from uplift.techniques.chance import on_output
+from uplift.techniques.chance import LayerChance
 
 TOLERANCE = 0.1
 
@@ -31,7 +29,7 @@ def noise_like(states: Tensor, strength: float) -> Tensor:
     return (torch.randn(states.shape, device=states.device) * size).to(states.dtype)
 
 
-class LayerNoise(Technique):
+class LayerNoise(LayerChance):
     """Noise on the hidden states that leave the first ``layers`` blocks; evaluation sees none."""
 
     use: Literal["layer_noise"] = "layer_noise"
@@ -40,14 +38,7 @@ class LayerNoise(Technique):
     layers: Annotated[int, Field(ge=1, le=10_000)] = 2
     """How many blocks, from the first on."""
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        needs=frozenset({"training"}), gives=frozenset({"dropout", "random_layers"})
-    )
-    phase: ClassVar[Phase] = "precision"
     off: ClassVar[Mapping[str, Any]] = {"strength": 0.0}
-
-    _hooks: list[Any] = PrivateAttr(default_factory=list)
-    _seen: Any = PrivateAttr(None)
 
     def edit(self, model: Any) -> Any:
         """Hook the first blocks. Raises RecipeError when the model has fewer."""
@@ -59,7 +50,7 @@ class LayerNoise(Technique):
             )
         self._seen = torch.zeros(2, dtype=torch.float32, device=model.device)
         for block in model.layers[: self.layers]:
-            self._hooks.append(block.register_forward_hook(on_output(self._noisy), with_kwargs=True))
+            self.hook(block, self._noisy)
         return model
 
     def _noisy(self, output: Tensor, given: Any, options: Any) -> Tensor:
@@ -69,24 +60,9 @@ class LayerNoise(Technique):
         self._seen[1].add_(1.0)
         return output + noise
 
-    def finish(self, model: Any) -> Any:
-        """Take the hooks out."""
-        for hook in self._hooks:
-            hook.remove()
-        return model
-
-    def state(self) -> dict[str, Any]:
-        """The sums behind the proof."""
-        return {"seen": [0.0, 0.0] if self._seen is None else self._seen.tolist()}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restore the sums."""
-        if self._seen is not None:
-            self._seen.copy_(torch.tensor(state["seen"]))
-
     def effect(self) -> Effect:
         """Norm of the noise over the norm of the states, averaged; holds within 10 % of ``strength``."""
-        total, count = self.state()["seen"]
+        total, count = self.state()["seen"] or (0.0, 0.0)
         ratio = total / max(1.0, count)
         passed = count > 0 and abs(ratio - self.strength) <= TOLERANCE * self.strength
         return Effect(self.use, "noise of the stated size was added", ratio, passed, f"{count:.0f} outputs of blocks")

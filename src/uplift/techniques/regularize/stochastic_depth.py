@@ -15,10 +15,8 @@ import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor
 
-from uplift.core.capability import Capabilities
-from uplift.core.technique import Phase, Technique
 from uplift.core.values import Effect
-from uplift.techniques.chance import documents_of, on_output
+from uplift.techniques.chance import LayerChance, documents_of
 
 SIGMAS = 5.0
 
@@ -36,22 +34,16 @@ def skipped(output: Tensor, given: Tensor, kept: Tensor, rate: float) -> Tensor:
     return torch.lerp(given, output, kept.to(output.dtype) / (1.0 - rate))
 
 
-class StochasticDepth(Technique):
+class StochasticDepth(LayerChance):
     """Skips a block's change for whole documents and scales up the others, so evaluation is the plain model."""
 
     use: Literal["stochastic_depth"] = "stochastic_depth"
     p: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Chance of the last block to be skipped (0: off); earlier blocks have less, in proportion to their depth."""
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        needs=frozenset({"training"}), gives=frozenset({"dropout", "random_layers"})
-    )
-    phase: ClassVar[Phase] = "precision"
     off: ClassVar[Mapping[str, Any]] = {"p": 0.0}
 
-    _hooks: list[Any] = PrivateAttr(default_factory=list)
     _rates: list[float] = PrivateAttr(default_factory=list)
-    _seen: Any = PrivateAttr(None)
 
     def edit(self, model: Any) -> Any:
         """Hook every block."""
@@ -60,7 +52,7 @@ class StochasticDepth(Technique):
         self._rates = drop_rates(self.p, len(model.layers))
         self._seen = torch.zeros(len(self._rates), 2, dtype=torch.int64, device=model.device)
         for index, block in enumerate(model.layers):
-            self._hooks.append(block.register_forward_hook(on_output(self._of_block(index)), with_kwargs=True))
+            self.hook(block, self._of_block(index))
         return model
 
     def _of_block(self, index: int) -> Any:
@@ -76,21 +68,6 @@ class StochasticDepth(Technique):
             return skipped(output, given, kept_T[None, :, None], rate)
 
         return change
-
-    def finish(self, model: Any) -> Any:
-        """Take the hooks out."""
-        for hook in self._hooks:
-            hook.remove()
-        return model
-
-    def state(self) -> dict[str, Any]:
-        """The counts behind the proof."""
-        return {"seen": [] if self._seen is None else self._seen.tolist()}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restore the counts."""
-        if self._seen is not None:
-            self._seen.copy_(torch.tensor(state["seen"]))
 
     def effect(self) -> Effect:
         """Skipped share of all (document, block) pairs; holds within five standard deviations of what was asked."""
