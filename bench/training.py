@@ -217,7 +217,7 @@ def measured_peak(threads: int) -> float:
 
 def works_of(only: str | None, shape: Shape, counted: int, threads: int) -> list[Work]:
     """Full fine-tuning, LoRA of rank 16, the top third of the layers from the second epoch on, or one of them."""
-    full = Work("full", shape, None, WARMUP + counted, threads=threads)
+    full = Work("full", shape, steps=WARMUP + counted, threads=threads)
     chosen = [full, replace(full, name="lora", rank=16), replace(full, name="top", frozen=shape.layers - -(-shape.layers // 3))]
     return [work for work in chosen if only in (None, work.name)]
 

@@ -87,11 +87,11 @@ class Work:
     name: str
     shape: Shape
     rank: int | None = None
-    frozen: int = 0
     steps: int = 4
     batch: int = DOCUMENTS
     seed: int = 0
     threads: int = 2
+    frozen: int = 0
 
     @property
     def lr(self) -> float:
