@@ -96,8 +96,8 @@ class PeftAdapter(Adapter):
         model = super().finish(model)
         self.settle(model)
         if self.merge:
-            model.merged_adapter = SavedWeights.of(model.peft)
             with quiet():
+                model.merged_adapter = SavedWeights.of(model.peft)
                 model.pretrained = self.merged(model)
             model.peft = None
         return model

@@ -156,5 +156,6 @@ class WordPrompt(SoftPrompt):
     @model_validator(mode="after")
     def _text_when_asked(self) -> Self:
         if (self.init == "text") != bool(self.text and self.text.strip()):
-            raise ValueError("`text` and `init: text` belong together" + ("" if self.text else ": say which text to start from"))
+            missing = "" if self.text else ": say which text to start from"
+            raise ValueError(f"`text` and `init: text` belong together{missing}")
         return self

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from peft import LoraConfig
@@ -194,10 +194,11 @@ class Lora(PeftAdapter):
 
     def _check(self, layers: Mapping[str, Any]) -> None:
         """Refuse layers that cannot be adapted, ranks that a start cannot have, and patterns that name nothing."""
+        other = next((name for name, layer in layers.items() if not isinstance(layer, LoraLinear)), None)
+        if other is not None:
+            what = f"`lora.targets` reaches `{other}`, which cannot be adapted"
+            raise RecipeError(what, why="it is not linear", fix="leave it out")
         for name, layer in layers.items():
-            if not isinstance(layer, LoraLinear):
-                what = f"`lora.targets` reaches `{name}`, which cannot be adapted"
-                raise RecipeError(what, why="it is not linear", fix="leave it out")
             if self.init == "olora" and layer.fan_in_fan_out:
                 why = "this model keeps its weights transposed"
                 raise RecipeError("`lora.init: olora` does not fit this model", why=why, fix="use `init: pissa`")
