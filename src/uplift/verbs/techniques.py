@@ -107,7 +107,7 @@ def technique(use: str) -> Card:
     """The card of the technique ``use``. Raises RecipeError with the nearest name when there is none."""
     cls = technique_class(use)
     text = inspect.cleandoc(sys.modules[cls.__module__].__doc__ or cls.__doc__ or "")
-    capabilities = cls.capabilities
+    capabilities = cls.model_validate({"use": use}).declare()  # every technique builds from its defaults
     cost = (COST_OF_A_STEP + capabilities.cost) / COST_OF_A_STEP
     summary = " ".join(text.partition("\n\n")[0].split())
     return Card(
