@@ -40,6 +40,8 @@ def main() -> int:
     unknown = sorted(set(asked.names) - set(known))
     if unknown:
         parser.error(f"no experiment {unknown}; there are {', '.join(known)}")
+    if asked.seeds is not None and asked.seeds < 2:
+        parser.error("an interval needs at least 2 seeds")
     results = []
     for name in asked.names or known:
         if asked.fresh:
