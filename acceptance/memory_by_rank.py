@@ -10,7 +10,7 @@ from acceptance.small import base, chat_rows, recalled, recipe
 from acceptance.training import opened, train
 from uplift.testing.tiny import Row, write_rows
 
-PAIRS = 384
+PAIRS = 1536
 RANKS = {"rank_1": 1, "rank_4": 4, "rank_16": 16, "rank_64": 64}
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 KNOWN = {"epochs": 20, "batch_tokens": 1024, "lr": 2e-3, "max_length": 64}
