@@ -10,10 +10,10 @@ from acceptance.small import base, chat_rows, recalled, recipe
 from acceptance.training import opened, train
 from uplift.testing.tiny import Row, write_rows
 
-PAIRS = 1536
+PAIRS = 1024
 RANKS = {"rank_1": 1, "rank_4": 4, "rank_16": 16, "rank_64": 64}
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-KNOWN = {"epochs": 20, "batch_tokens": 1024, "lr": 2e-3, "max_length": 64}
+KNOWN = {"epochs": 12, "batch_tokens": 2048, "lr": 3e-3, "max_length": 64}
 
 
 def pairs(seed: int, count: int) -> list[Row]:
@@ -37,7 +37,7 @@ def arm(rank: int | None, seed: int, folder: Path, rates: tuple[float, ...]) -> 
     techniques = [] if rank is None else [{"use": "lora", "rank": rank, "alpha": float(2 * rank)}]
     best: Metrics = {"recalled": -1.0}
     for rate in rates:
-        section = {"epochs": 40, "batch_tokens": 1024, "lr": rate, "max_length": 64}
+        section = {"epochs": 30, "batch_tokens": 1024, "lr": rate, "max_length": 64}
         _, run = train(recipe(model, path, seed, train=section, techniques=techniques), folder)
         share = recalled(opened(run / "model", "language"), rows)
         best = max(best, {"recalled": share, "lr": rate}, key=lambda found: found["recalled"])
@@ -53,7 +53,7 @@ EXPERIMENT = Experiment(
     name="memory_by_rank",
     techniques=("lora",),
     question="Does what an adapter can memorise grow with its rank, up to what full fine-tuning can?",
-    budget=f"40 epochs over the same {PAIRS} random pairs, the better of two learning rates",
+    budget=f"30 epochs over the same {PAIRS} random pairs, the better of two learning rates",
     arms={
         "untrained": placebo,
         **{name: (lambda seed, folder, rank=rank: arm(rank, seed, folder, (3e-3, 1e-2))) for name, rank in RANKS.items()},
