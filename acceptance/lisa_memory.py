@@ -76,6 +76,6 @@ EXPERIMENT = Experiment(
         Claim("lisa", "lora", "bits_per_byte", most=0.0, shown=True),
         Claim("lisa", "ends", "bits_per_byte", most=0.0, shown=True),
     ),
-    seeds=5,
+    seeds=4,
     placebo="ends",
 )

@@ -67,5 +67,5 @@ EXPERIMENT = Experiment(
         Claim("noise_aware", "never", "regret", most=-0.05, shown=True),
         Claim("noise_aware", "never", "used", most=-50.0, shown=True),
     ),
-    seeds=10,
+    seeds=6,
 )

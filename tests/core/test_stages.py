@@ -88,4 +88,4 @@ def test_a_chain_is_no_recipe_and_a_recipe_alone_has_no_stages(tmp_path: Path) -
 def test_the_shipped_chain_is_sound() -> None:
     chain = load_runnable(Path(__file__).parents[2] / "recipes" / "chain.yaml")
     assert isinstance(chain, Stages)
-    assert stages_in(chain.model_dump()) == ["teacher", "student"]
+    assert stages_in(chain.model_dump()) == ["teacher", "minilm", "teacher", "teacher", "pruned"]

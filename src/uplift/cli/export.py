@@ -11,11 +11,11 @@ from rich.table import Table
 
 from uplift.cli import printing
 from uplift.cli.printing import number
+from uplift.core.export_section import Format, Past
 from uplift.core.recipe_file import load_recipe
 from uplift.serve.export.cost import Cost
-from uplift.serve.export.formats import Format
 from uplift.serve.export.gate import Metric, Parity
-from uplift.verbs.export import Exported, Past, RefusedExport, export
+from uplift.verbs.export import Exported, RefusedExport, export
 
 MEGABYTE = 1e6
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
+from uplift.core.export_section import Export as Export
 from uplift.core.model_section import (
     AnyModel as AnyModel,
     BlankModel as BlankModel,
@@ -344,13 +345,23 @@ class Recipe(Section):
     techniques: list[AnyTechnique] = []
     train: Train = Train()
     evaluate: Evaluation = Evaluation()
+    export: list[Export] = []
+    """Files for other runtimes, made from the finished model."""
     hardware: Hardware = Hardware()
     seed: Seed = 0
     output_dir: Path = "runs"
 
+    @field_validator("export")
+    @classmethod
+    def _each_file_once(cls, value: list[Export]) -> list[Export]:
+        names = [each.name for each in value]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"`{twice[0]}` is asked for twice")
+        return value
+
     def hash(self) -> str:
-        """12 hex digits that identify everything that shapes the result (not ``name`` and ``output_dir``)."""
-        content = self.model_dump(mode="json", exclude={"name", "output_dir"})
+        """12 hex digits that identify everything that shapes the model (not ``name``, ``output_dir`` and ``export``)."""
+        content = self.model_dump(mode="json", exclude={"name", "output_dir", "export"})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 

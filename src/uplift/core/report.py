@@ -294,6 +294,40 @@ class WrittenSample(ReportPart):
     text: str
 
 
+class ExportReport(ReportPart):
+    """A file for another runtime beside the model it was made from."""
+
+    name: str
+    """Format and number type: ``gguf-q8_0``."""
+    file: str
+    """Relative to the run's folder; empty: it differs too much and was not kept."""
+    runtime: str
+    """What opened it."""
+    size: Count
+    """Bytes of the file."""
+    agreement: Number
+    """Share of the predictions (next tokens, classes) that are the model's."""
+    divergence: Number
+    """Mean KL(model || file) in nats per prediction."""
+    metric: str = ""
+    score: Interval | None = None
+    """Main metric of the file on the test rows that both were compared on."""
+    original: Interval | None = None
+    """The model's on the same rows."""
+    difference: Difference | None = None
+    """File minus model."""
+    items: Count = 0
+    """Test rows compared on."""
+    tokens_per_second: Number = None
+    """One row at a time, as are the next ones."""
+    original_tokens_per_second: Number = None
+    memory_bytes: Count | None = None
+    original_memory_bytes: Count | None = None
+    load_seconds: Number = None
+    problems: tuple[str, ...] = ()
+    """What lies past the limits."""
+
+
 # -- the two reports ---------------------------------------------------------------------------------------------------
 class CommonReport(ReportPart):
     """What a run and a comparison have in common."""
@@ -332,6 +366,8 @@ class Report(CommonReport):
     curves: tuple[Curve, ...] = ()
     samples: tuple[WrittenSample, ...] = ()
     """What the finished model writes, where the recipe asks (`evaluate.samples`)."""
+    exports: tuple[ExportReport, ...] = ()
+    """Files for other runtimes, where the recipe asks (`export`)."""
 
     @property
     def proven(self) -> bool:

@@ -13,6 +13,7 @@ from uplift.core.report import (
     Difference,
     EffectReport,
     Evaluation,
+    ExportReport,
     Interval,
     Number,
     ReportPart,
@@ -130,6 +131,7 @@ class StageResult(ReportPart):
     latency: Number = None
     """Seconds per test row, evaluation as it ran here."""
     effects: tuple[EffectReport, ...] = ()
+    exports: tuple[ExportReport, ...] = ()
     run: str
     """The stage's folder, relative to this report's."""
 

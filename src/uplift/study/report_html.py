@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from uplift.core.report import Arm, CommonReport, ComparisonReport, Cost, Evaluation, PairedTest, Report
 from uplift.study.charts import calibration_chart, score_against_cost, training_curves
+from uplift.study.exports import exports_table
 from uplift.study.markup import Html, element, join, prose
 from uplift.study.report_sections import (
     class_table,
@@ -28,6 +29,7 @@ from uplift.study.report_sections import (
     sub,
     table,
     tile,
+    word_section,
 )
 from uplift.study.wording import (
     show_bytes,
@@ -375,6 +377,7 @@ def _run(report: Report) -> Html:
         _quality(evaluation) if evaluation else None,
         section("Class by class", "", class_table(evaluation.classes, "Scores by class")) if evaluation else None,
         robustness_section(evaluation.robustness) if evaluation else None,
+        word_section(exports_table([("", each) for each in report.exports])) if report.exports else None,
         samples_section(report.samples),
         effects_section([("", effect) for effect in report.effects]),
         predicted_section([(report.name, report.cost)]),

@@ -22,6 +22,7 @@ from uplift.core.report import (
     Report,
     Robustness,
 )
+from uplift.study.exports import exports_table
 from uplift.study.robustness_table import robustness_table
 from uplift.study.word_table import WordTable
 from uplift.study.wording import (
@@ -60,11 +61,15 @@ def render_tables(
     """Print any other report: its headline, its tables, and what all reports end with."""
     _head(report, headline, reasons, console)
     for shown in tables:
-        table = _table(shown.title, *shown.head, right=[name for name in shown.head[1:] if name not in shown.words])
-        for row in shown.rows:
-            table.add_row(*(_text(cell) for cell in row))
-        console.print(table)
+        console.print(_word_table(shown))
     _tail(report, console)
+
+
+def _word_table(shown: WordTable) -> Table:
+    table = _table(shown.title, *shown.head, right=[name for name in shown.head[1:] if name not in shown.words])
+    for row in shown.rows:
+        table.add_row(*(_text(cell) for cell in row))
+    return table
 
 
 def _comparison(report: ComparisonReport, console: Console) -> None:
@@ -94,6 +99,8 @@ def _run(report: Report, console: Console) -> None:
             console.print(_classes(report.evaluation))
         if report.evaluation.robustness is not None:
             render_robustness(report.evaluation.robustness, console)
+    if report.exports:
+        console.print(_word_table(exports_table([("", each) for each in report.exports])))
     for sample in report.samples:
         console.print(Text.assemble("> ", _text(sample.prompt, "dim"), _text(sample.text)))
     _effects([("", effect) for effect in report.effects], console)

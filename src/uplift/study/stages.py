@@ -10,8 +10,9 @@ from rich.console import Console
 from uplift.core.recipe import GgufModel, HfModel, PackageModel, Recipe, StageModel, Stages
 from uplift.core.report import Cost, Report
 from uplift.core.study_report import StageResult, StagesReport
+from uplift.study.exports import exports_table
 from uplift.study.report_html import render_page
-from uplift.study.report_sections import tile, word_section
+from uplift.study.report_sections import effects_section, tile, word_section
 from uplift.study.report_terminal import render_tables
 from uplift.study.word_table import WordTable
 from uplift.study.wording import DASH, show_bytes, show_interval, show_metric_name, show_score, show_seconds
@@ -30,6 +31,7 @@ def stage_result(recipe: Recipe, report: Report, folder: str) -> StageResult:
         cost=report.cost,
         latency=seconds / items if seconds and items else None,
         effects=report.effects,
+        exports=report.exports,
         run=folder,
     )
 
@@ -119,7 +121,7 @@ def verdict_of(report: StagesReport) -> str:
 
 def render_stages_terminal(report: StagesReport, console: Console) -> None:
     """Print the chain."""
-    render_tables(report, verdict_of(report), (), [stages_table(report)], console)
+    render_tables(report, verdict_of(report), (), _tables(report), console)
 
 
 def render_stages_page(report: StagesReport) -> str:
@@ -128,4 +130,13 @@ def render_stages_page(report: StagesReport) -> str:
         tile("stages", f"{len(report.stages)}", ""),
         tile("training time", show_seconds(report.cost.seconds), f"{report.cost.steps or 0:,} steps"),
     ]
-    return render_page(report, "stages", verdict_of(report), (), tiles, [word_section(stages_table(report))])
+    shown = [
+        *(word_section(found) for found in _tables(report)),
+        effects_section([(stage.name, effect) for stage in report.stages for effect in stage.effects]),
+    ]
+    return render_page(report, "stages", verdict_of(report), (), tiles, shown)
+
+
+def _tables(report: StagesReport) -> list[WordTable]:
+    exports = [(stage.name, each) for stage in report.stages for each in stage.exports]
+    return [stages_table(report), *([exports_table(exports)] if exports else [])]

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from rich.console import Console
 
 from uplift.core.errors import ModelError, Place, UsageError
+from uplift.core.export_section import Format, Past
 from uplift.core.recipe import ChatTask, FileSource, Model, Recipe, Task, TextTask
 from uplift.core.storage import commit_directory, write_file
 from uplift.core.values import Message, Origin, Sample
@@ -27,7 +28,7 @@ from uplift.model.language_model import LanguageModel
 from uplift.model.opening import HeadKind, locate, model_kind, open_model, resolve_model
 from uplift.model.quiet import quiet
 from uplift.serve.export.executorch import write_executorch
-from uplift.serve.export.formats import FORMS, Format, Limits, check_packages, check_type
+from uplift.serve.export.formats import FORMS, Limits, check_packages, check_type
 from uplift.serve.export.gate import Parity, Trial, parity_of
 from uplift.serve.export.gguf import check_architecture, write_gguf
 from uplift.serve.export.hush import hushed
@@ -38,7 +39,6 @@ from uplift.serve.export.torch_program import write_torch
 from uplift.study.first_look import first_look
 from uplift.verbs.display import Display
 
-Past = Literal["refuse", "warn"]
 REPORT = "parity.json"
 
 

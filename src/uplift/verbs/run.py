@@ -31,6 +31,7 @@ from uplift.study.machine import choose_threads, peak_memory_bytes
 from uplift.study.report_html import render_html
 from uplift.verbs.command import command_line
 from uplift.verbs.display import Display
+from uplift.verbs.exports import add_exports, check_exports
 from uplift.verbs.robustness import Attacks
 from uplift.verbs.samples import written_samples
 
@@ -63,10 +64,11 @@ def run(
     """Carry out a recipe; a finished one is not repeated, an interrupted one continues from its last verified step.
 
     ``base_dir``: where relative data and model paths start; ``parts``: the rows, when they were read before; ``brief``: show
-    less. Raises UpliftError subclasses; ProofError after the report is
-    written when a technique did nothing.
+    less. Raises UpliftError subclasses; ProofError after the report is written when a technique did nothing, and ParityError
+    when an exported file differs too much from the model.
     """
     display = Display(console, brief)
+    check_exports(recipe)
     with processes(recipe.hardware) as parallel:
         torch.set_num_threads(choose_threads() if recipe.hardware.threads == "auto" else recipe.hardware.threads)
         with open_run(recipe, parallel) as folder:
@@ -76,11 +78,12 @@ def run(
                 assert isinstance(report, Report)
                 display.stage(f"already finished: {folder.path}")
                 _forget_checkpoints(folder)
-                return report
-            if not resume:
-                folder.report_file.unlink(missing_ok=True)
-                _forget_checkpoints(folder)
-            return _carry_out(recipe, base_dir, folder, parallel, display, parts)
+            else:
+                if not resume:
+                    folder.report_file.unlink(missing_ok=True)
+                    _forget_checkpoints(folder)
+                report = _carry_out(recipe, base_dir, folder, parallel, display, parts)
+            return add_exports(recipe, base_dir, folder, report, display) if parallel.first else report
 
 
 def open_run(recipe: Recipe, parallel: Parallel) -> Run:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 from uplift.core.errors import ResourceError, UsageError
+from uplift.core.export_section import TYPES, Format
 from uplift.core.wording import nearest
 
-Format = Literal["gguf", "onnx", "executorch", "torch"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 EXTRA = "pip install 'llm-uplift[export]'"
 
@@ -89,9 +89,8 @@ FORMS: Mapping[Format, Form] = {
 
 def check_type(to: Format, number_type: str) -> None:
     """Raise UsageError when a format cannot hold numbers of this type."""
-    types = FORMS[to].types
-    if number_type not in types:
-        raise UsageError(f"{to} files have no type `{number_type}`", where="--type", fix=nearest(number_type, types))
+    if number_type not in TYPES[to]:
+        raise UsageError(f"{to} files have no type `{number_type}`", where="--type", fix=nearest(number_type, TYPES[to]))
 
 
 def check_packages(to: Format, number_type: str, *, gate: bool) -> None:

@@ -9,13 +9,14 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from uplift.core.export_section import Format
 from uplift.core.recipe import Task
 from uplift.core.values import Sample
 from uplift.data.chat import Encoder
 from uplift.evaluate.tasks import Measured, evaluate_model, to_difference, to_interval
 from uplift.model.language_model import LanguageModel
 from uplift.serve.export.cost import ORIGINAL, Cost, cost_of, speed_rows
-from uplift.serve.export.formats import FORMS, Format, Limits
+from uplift.serve.export.formats import FORMS, Limits
 from uplift.serve.export.hush import hushed
 from uplift.serve.export.metric import measured_export
 from uplift.serve.export.original import logits_of
