@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import sysconfig
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 
 from acceptance.protocol import Claim, Experiment, Metrics
-from acceptance.training import opened, train
+from acceptance.training import cut_up, modules, opened, train
 from uplift.core.values import Origin, Progress, Sample
 from uplift.data.chat import Encoder
 from uplift.data.packing import pack, split_micro
@@ -31,13 +30,11 @@ TEACHER_STEPS, STEPS = 2_500, 600
 
 def pieces(rows: int, test: int) -> tuple[list[str], list[str]]:
     """Rows of the standard library's source for training and testing, of different files."""
-    files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
-    random.Random(0).shuffle(files)
-    texts = [file.read_text(encoding="utf-8", errors="ignore") for file in files]
+    texts = modules()
     cut = len(texts) // 6
     parts = []
     for some, count in ((texts[cut:], rows), (texts[:cut], test)):
-        found = sorted({text[i : i + PIECE] for text in some for i in range(0, len(text) - PIECE, PIECE)})
+        found = cut_up(some, PIECE)
         random.Random(1).shuffle(found)
         parts.append([text for text in found if text.strip()][:count])
     return parts[0], parts[1]

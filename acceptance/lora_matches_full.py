@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from acceptance.protocol import Claim, Experiment, Metrics
-from acceptance.training import REVIEWS, accuracy, final, train
+from acceptance.training import REVIEWS, accuracy, best, final, train
 
 RATES = {"full": (5e-5, 1e-4, 2e-4), "lora": (5e-4, 1e-3, 2e-3), "placebo": (1e-3,)}
 TECHNIQUES: dict[str, list[object]] = {
@@ -19,13 +19,14 @@ PARAMETERS = 22_714_000
 
 def arm(kind: str, seed: int, folder: Path) -> Metrics:
     """Two epochs at each rate; the one with the lowest validation loss counts."""
-    found = []
-    for rate in RATES[kind]:
+
+    def at(rate: float) -> Metrics:
         changes = {"train": {"lr": rate, "epochs": 2}, "techniques": TECHNIQUES[kind], "seed": seed}
         report, _ = train(REVIEWS, folder, **changes)
-        found.append((final(report, "validation_loss"), accuracy(report), rate, report.cost.trainable_parameters or 0))
-    loss, score, rate, trainable = min(found)
-    return {"accuracy": score, "lr": rate, "share_trained": 100.0 * trainable / PARAMETERS, "validation_loss": loss}
+        share = 100.0 * (report.cost.trainable_parameters or 0) / PARAMETERS
+        return {"accuracy": accuracy(report), "share_trained": share, "validation_loss": final(report, "validation_loss")}
+
+    return best(RATES[kind], at, "validation_loss")
 
 
 EXPERIMENT = Experiment(

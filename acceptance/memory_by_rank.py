@@ -7,11 +7,11 @@ from pathlib import Path
 
 from acceptance.protocol import Claim, Experiment, Metrics
 from acceptance.small import base, chat_rows, recalled, recipe
-from acceptance.training import opened, train
+from acceptance.training import best, opened, train
 from uplift.testing.tiny import Row, write_rows
 
 PAIRS = 1024
-RANKS = {"rank_1": 1, "rank_4": 4, "rank_16": 16, "rank_64": 64}
+RANKS = {"rank_1": 1, "rank_4": 4, "rank_16": 16}
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 KNOWN = {"epochs": 12, "batch_tokens": 2048, "lr": 3e-3, "max_length": 64}
 
@@ -35,13 +35,13 @@ def arm(rank: int | None, seed: int, folder: Path, rates: tuple[float, ...]) -> 
     model, rows = start(seed, folder), pairs(seed, PAIRS)
     path = write_rows(folder.parent / f"pairs-{seed}.jsonl", rows)
     techniques = [] if rank is None else [{"use": "lora", "rank": rank, "alpha": float(2 * rank)}]
-    best: Metrics = {"recalled": -1.0}
-    for rate in rates:
+
+    def at(rate: float) -> Metrics:
         section = {"epochs": 30, "batch_tokens": 1024, "lr": rate, "max_length": 64}
         _, run = train(recipe(model, path, seed, train=section, techniques=techniques), folder)
-        share = recalled(opened(run / "model", "language"), rows)
-        best = max(best, {"recalled": share, "lr": rate}, key=lambda found: found["recalled"])
-    return best
+        return {"recalled": recalled(opened(run / "model", "language"), rows)}
+
+    return best(rates, at, "recalled", highest=True)
 
 
 def placebo(seed: int, folder: Path) -> Metrics:

