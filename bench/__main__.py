@@ -9,7 +9,9 @@ import sys
 def arguments() -> argparse.Namespace:
     """The options of the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench", description="Uplift against other trainers, in one table.")
-    parser.add_argument("--only", choices=("full", "lora", "top", "pretrain"), help="one kind of training (default: all)")
+    parser.add_argument(
+        "--only", choices=("full", "lora", "top", "distill", "pretrain"), help="one kind of training (default: all)"
+    )
     parser.add_argument("--peer", metavar="NAME", help="only peers whose name contains this")
     parser.add_argument("--quick", action="store_true", help="one counted step in place of three: rough")
     parser.add_argument("--steps", type=int, default=None, metavar="N", help="counted steps")
@@ -28,7 +30,7 @@ def main() -> int:
     from bench.training import RESULTS, run  # after the options, so that --help needs no torch
 
     counted = options.steps or (1 if options.quick else 3)
-    name = options.name or ("tiny" if options.tiny else "pretrain" if options.only == "pretrain" else "training")
+    name = options.name or ("tiny" if options.tiny else options.only if options.only in ("pretrain", "distill") else "training")
     outcome = run(
         only=options.only,
         peer=options.peer,

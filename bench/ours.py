@@ -66,8 +66,17 @@ def open_language_model(work: Work, device: torch.device) -> LanguageModel:
     return LanguageModel(pretrained, tokenizer, settle(pretrained), kind="causal", head_kind="language")
 
 
-def techniques_of(work: Work) -> list[Technique]:
-    """LoRA on all linear layers, a freeze of the lower ones, or nothing."""
+def techniques_of(work: Work, home: Path, live: bool = False) -> list[Technique]:
+    """LoRA on all linear layers, a freeze of the lower ones, a teacher (its answers are kept, unless ``live``), or nothing."""
+    if work.teacher is not None:
+        folder = home / "teacher"
+        build_model(work, work.teacher).save_pretrained(folder)
+        build_tokenizer(work.shape.vocabulary).save_pretrained(folder)
+        teacher = {"use": "hf", "id": str(folder)}
+        distill = {"use": "distill", "teacher": teacher, "weight": 1.0, "cache": not live}
+        technique = technique_class("distill").model_validate(distill)
+        technique.locate(home, home)
+        return [technique]
     if work.frozen:
         freeze = {"use": "freeze", "below": work.frozen, "embeddings": True}
         return [technique_class("freeze").model_validate(freeze)]
@@ -77,9 +86,11 @@ def techniques_of(work: Work) -> list[Technique]:
     return [technique_class("lora").model_validate(lora)]
 
 
-def build_engine(work: Work, model: LanguageModel, run: Run, parallel: Parallel, micro_tokens: int) -> Engine:
+def build_engine(
+    work: Work, model: LanguageModel, run: Run, parallel: Parallel, micro_tokens: int, live: bool = False
+) -> Engine:
     """The engine as a run of the same recipe would have it, with nothing but training in it."""
-    techniques = techniques_of(work)
+    techniques = techniques_of(work, run.path, live)
     model = edit_model(model, techniques)
     settings = resolve_groups(model, techniques)
     trainable = apply_groups(model, settings)
@@ -113,19 +124,25 @@ def train(
     precision: torch.dtype = torch.float32,
     micro_tokens: int = CPU_MICRO_TOKENS,
     compiled: bool = False,
+    live: bool = False,
 ) -> None:
     """Train until the gate says stop. Loop, metrics database and all are the real ones; only checkpoints are left out."""
     torch.set_num_threads(work.threads)
     parallel = Parallel(torch.device(device), precision=precision)
     model = open_language_model(work, parallel.device)
     with tempfile.TemporaryDirectory() as folder, Run.create({}, Path(folder), "bench", "0" * 12) as run:
-        engine = build_engine(work, model, run, parallel, micro_tokens)
+        engine = build_engine(work, model, run, parallel, micro_tokens, live)
         if compiled:
             for layer in model.layers:
                 layer.compile(dynamic=True)
         engine.report = _turns(work, gate)
         with contextlib.suppress(Done):
             engine.train()
+
+
+def train_live(work: Work, gate: Gate) -> None:
+    """The same with a teacher that is asked at every step."""
+    train(work, gate, live=True)
 
 
 def _turns(work: Work, gate: Gate) -> Callable[[Progress, Mapping[str, float]], None]:

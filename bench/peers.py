@@ -75,6 +75,26 @@ def train_grouped(work: Work, gate: Gate) -> None:
     _train_loop(work, gate, plan)
 
 
+def train_taught(work: Work, gate: Gate) -> None:
+    """Distillation as a plain loop has it: teacher and student on the same padded rows, KL(teacher || student)."""
+    torch.set_num_threads(work.threads)
+    model, teacher = build_model(work).train(), build_model(work, work.teacher).eval()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=work.lr, weight_decay=0.0, fused=True)
+    while (number := gate.begin()) is not None:
+        documents = work.step(number)
+        batch = _padded(work, documents)
+        learned = batch.pop("labels")[:, 1:] != IGNORED
+        with torch.no_grad():
+            wanted = teacher(**batch).logits[:, :-1][learned].log_softmax(-1)
+        found = model(**batch).logits[:, :-1][learned].log_softmax(-1)
+        loss = nn.functional.kl_div(found, wanted, log_target=True, reduction="batchmean")
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        gate.end(sum(map(len, documents)), loss.item())
+
+
 def _train_loop(work: Work, gate: Gate, plan: list[list[list[list[int]]]]) -> None:
     """``plan``: step -> micro-batch -> document -> tokens. AdamW fused, clipping at 1."""
     torch.set_num_threads(work.threads)

@@ -20,14 +20,24 @@ from rich.table import Table
 
 from bench import ours, peers
 from bench.gate import Gate, Step, Worker
-from bench.workload import SMOLLM2, TEN, TEN_SHORT, THIRTY, TINY, TINY_BLOCKS, Shape, Work, model_flops
+from bench.workload import (
+    SMOLLM2,
+    STUDENT,
+    TEN,
+    TEN_SHORT,
+    THIRTY,
+    TINY,
+    TINY_BLOCKS,
+    WARMUP,
+    Shape,
+    Work,
+    model_flops,
+)
 from uplift.core.errors import UpliftError
 from uplift.core.storage import write_atomically
 from uplift.study.machine import gemm_flops, other_load, physical_cores
 
 RESULTS = Path(__file__).parent / "results"
-WARMUP = 2
-"""Steps of each worker that are not counted: the allocator needs that many to have all its memory."""
 PEAK_SIZE, PEAK_SECONDS = 1024, 2.0
 SHORT_DOCUMENTS = 32
 """Short documents of a step: about as many tokens as the other works have."""
@@ -38,7 +48,7 @@ VERSIONED = ("llm-uplift", "torch", "transformers", "trl", "peft", "accelerate")
 
 @dataclass(frozen=True)
 class Peer:
-    """A system to compare with. ``kind`` chooses the bar; ``same_documents``: its steps hold the same documents as ours.
+    """A system to compare with. ``kind`` chooses the bar; ``same_loss``: on the same documents a step it has our loss.
 
     ``fits``: the works that it is a sensible choice for.
     """
@@ -46,17 +56,19 @@ class Peer:
     name: str
     train: Callable[[Work, Gate], None]
     kind: str
-    same_documents: bool = True
+    same_loss: bool = True
     fits: Callable[[Work], bool] = lambda work: True
 
 
 PEERS = (
     Peer("transformers Trainer", peers.train_trainer, "default"),
     Peer("TRL SFTTrainer", peers.train_trl, "default", fits=lambda work: not work.pretrain),
-    Peer("TRL packing=True", peers.train_trl_packed, "packed", same_documents=False),
+    Peer("TRL packing=True", peers.train_trl_packed, "packed", same_loss=False),
     Peer("loop, one document a forward", peers.train_by_document, "tuned"),
-    Peer("loop, grouped by length", peers.train_grouped, "tuned", same_documents=False, fits=lambda work: not work.blocks),
+    Peer("loop, grouped by length", peers.train_grouped, "tuned", same_loss=False, fits=lambda work: not work.blocks),
     Peer("loop, all blocks in a forward", peers.train_together, "tuned", fits=lambda work: work.blocks),
+    Peer("loop, live teacher", peers.train_taught, "live", same_loss=False),
+    Peer("Uplift, live teacher", ours.train_live, "live", same_loss=False),
 )
 BARS = {
     "full": {"default": 2.0, "packed": 1.5, "tuned": 1.25},
@@ -64,6 +76,7 @@ BARS = {
     "top": {"tuned": 2.5},
     "10M blocks": {"default": 1.05, "tuned": 1.05},
     "30M blocks": {"default": 1.05, "tuned": 1.05},
+    "distill": {"live": 4.0},
     "10M short": {"default": 2.0, "packed": 2.0, "tuned": 1.0},
 }
 """Least speed of Uplift as a multiple of the peer's."""
@@ -74,7 +87,7 @@ class Pair:
     """What one run of Uplift beside one peer gave. Speeds in tokens per second, memory in bytes; ``flops``: needed per token.
 
     ``difference``: relative difference of the first step's loss, from equal weights on equal documents; None when the peer
-    saw others. ``drift``: the largest over the later steps, after real updates.
+    saw others, or has another loss. ``drift``: the largest over the later steps, after real updates.
     """
 
     work: str
@@ -119,7 +132,7 @@ def run_pair(work: Work, peer: Peer, verbose: bool = False) -> Pair:
     other = Worker(peer.name, partial(peer.train, work), verbose)
     load = other_load()
     try:
-        for number in range(work.steps):
+        for number in range(work.turns):
             for worker in (own, other) if number % 2 == 0 else (other, own):
                 worker.step(number)
     finally:
@@ -127,8 +140,8 @@ def run_pair(work: Work, peer: Peer, verbose: bool = False) -> Pair:
         other.close()
     documents = [document for number in range(work.steps) for document in work.step(number)]
     per_token = model_flops(work, documents) / sum(map(len, documents))
-    speed, peer_speed = own.speed(WARMUP), other.speed(WARMUP)
-    difference, drift = _loss_differences(own.steps, other.steps) if peer.same_documents else (None, None)
+    speed, peer_speed = own.speed(work.warmup), other.speed(work.warmup)
+    difference, drift = _loss_differences(own.steps, other.steps) if peer.same_loss else (None, None)
     return Pair(
         work.name,
         peer.name,
@@ -136,8 +149,8 @@ def run_pair(work: Work, peer: Peer, verbose: bool = False) -> Pair:
         BARS[work.name][peer.kind],
         speed,
         peer_speed,
-        own.cpu_speed(WARMUP),
-        other.cpu_speed(WARMUP),
+        own.cpu_speed(work.warmup),
+        other.cpu_speed(work.warmup),
         own.peak,
         other.peak,
         per_token,
@@ -182,7 +195,7 @@ def table_of(pairs: list[Pair], peak: float, title: str) -> Table:
             f"{pair.bar:.2f}x",
             f"{pair.peer_speed * pair.flops / peak:.0%} / {pair.speed * pair.flops / peak:.0%}",
             f"{pair.peer_memory / 2**30:.1f} / {pair.memory / 2**30:.1f}",
-            "other documents" if pair.difference is None else f"{pair.difference:.0e} ({pair.drift:.0e})",
+            "not comparable" if pair.difference is None else f"{pair.difference:.0e} ({pair.drift:.0e})",
             ", ".join(pair.problems) or "PASS",
             end_section=index + 1 < len(pairs) and pairs[index + 1].work != pair.work,
         )
@@ -226,10 +239,13 @@ def measured_peak(threads: int) -> float:
 
 
 def works_of(only: str | None, tiny: bool, counted: int, threads: int) -> list[Work]:
-    """Full fine-tuning, LoRA of rank 16, the top third of the layers from the second epoch on, pretraining; or one of them."""
+    """Full fine-tuning, LoRA of rank 16, the top third of the layers from the second epoch on, distillation from then on,
+    pretraining; or one of them.
+    """
     shape: Shape = TINY if tiny else SMOLLM2
     full = Work("full", shape, steps=WARMUP + counted, threads=threads)
     chosen = [full, replace(full, name="lora", rank=16), replace(full, name="top", frozen=shape.layers - -(-shape.layers // 3))]
+    chosen += [replace(full, name="distill", shape=TINY if tiny else STUDENT, teacher=shape, steps=counted)]
     blocks = replace(full, name="10M blocks", shape=TINY_BLOCKS if tiny else TEN, pretrain=True)
     chosen += [
         blocks,

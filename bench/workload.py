@@ -23,6 +23,7 @@ ROW = 1024
 POOL = 50
 """Steps' worth of documents among which the length-grouped peer may choose (what transformers' sampler looks at)."""
 LORA_ALPHA = 16
+WARMUP = 2
 LINEAR_NAMES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -78,6 +79,9 @@ TINY = Shape("tiny", 64, 2, 4, 2, 128, 320, typical=20, short=8, long=48)
 TEN = Shape("llama-10M", 320, 6, 5, 5, 864, 8192, short=512, typical=512, long=512)
 THIRTY = Shape("llama-30M", 512, 8, 8, 8, 1376, 8192, short=512, typical=512, long=512)
 TEN_SHORT = replace(TEN, short=16, typical=64, long=256)
+STUDENT = Shape(
+    "llama 12M with SmolLM2's vocabulary", hidden=192, layers=6, heads=6, groups=3, intermediate=512, vocabulary=49152
+)
 TINY_BLOCKS = replace(TINY, short=32, typical=32, long=32)
 
 
@@ -86,7 +90,8 @@ class Work:
     """One kind of training. ``rank``: LoRA on all linear layers (None: all weights train). ``batch``: documents a step.
 
     ``frozen``: so many layers from below, embeddings and the tied head do not train, and every document was seen once before.
-    ``pretrain``: every token is learned, not only those of a document's second half.
+    ``pretrain``: every token is learned, not only those of a document's second half. ``teacher``: its shape, when the loss is
+    the divergence from its predictions; the documents come twice, and the first time is not counted.
     """
 
     name: str
@@ -98,6 +103,17 @@ class Work:
     threads: int = 2
     frozen: int = 0
     pretrain: bool = False
+    teacher: Shape | None = None
+
+    @property
+    def turns(self) -> int:
+        """Optimizer steps taken, those of the warm-up included."""
+        return self.steps if self.teacher is None else 2 * self.steps
+
+    @property
+    def warmup(self) -> int:
+        """Steps that are not counted: the allocator needs two to have all its memory, a teacher's answers are new once."""
+        return WARMUP if self.teacher is None else self.steps
 
     @property
     def lr(self) -> float:
@@ -158,10 +174,10 @@ def model_flops(work: Work, documents: Sequence[Sequence[int]]) -> float:
     return float(linear + head + attention + added)
 
 
-def build_model(work: Work) -> LlamaForCausalLM:
-    """The model with random weights in fp32, the same ones in every process."""
-    torch.manual_seed(work.seed)
-    model = LlamaForCausalLM(work.shape.config())
+def build_model(work: Work, shape: Shape | None = None) -> LlamaForCausalLM:
+    """The work's model, or one of another ``shape`` and other weights: random, in fp32, the same ones in every process."""
+    torch.manual_seed(work.seed if shape is None else work.seed + 1)
+    model = LlamaForCausalLM((shape or work.shape).config())
     model.config.use_cache = False
     return model
 

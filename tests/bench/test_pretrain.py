@@ -12,7 +12,7 @@ from bench.ours import encode
 from bench.training import BARS, PEERS, run as run_benchmark, works_of
 from bench.workload import TEN, TEN_SHORT, THIRTY, Shape, Work, build_model, model_flops
 
-from bench import ours
+from bench import ours, peers
 
 BLOCKS = Work("10M blocks", TEN, pretrain=True)
 
@@ -81,13 +81,22 @@ def test_every_system_takes_the_same_steps(name: str) -> None:
     work = next(work for work in works_of("pretrain", True, 1, 1) if work.name == name)
     own = taken(ours.train, work)
     assert len(own) == 3 and own[0][0] == sum(map(len, work.step(0)))
-    same = [peer for peer in PEERS if peer.fits(work) and peer.same_documents and peer.kind in BARS[name]]
+    same = [peer for peer in PEERS if peer.fits(work) and peer.same_loss and peer.kind in BARS[name]]
     assert len(same) >= 2
     for peer in same:
         found = taken(peer.train, work)
         assert [tokens for tokens, _ in found] == [tokens for tokens, _ in own], peer.name
         assert found[0][1] == pytest.approx(own[0][1], rel=1e-5), peer.name
         assert [loss for _, loss in found] == pytest.approx([loss for _, loss in own], rel=1e-3), peer.name
+
+
+def test_a_live_teacher_teaches_the_same_in_both_systems() -> None:
+    (work,) = works_of("distill", True, 2, 1)
+    assert (work.warmup, work.turns) == (2, 4), "the second time over the same documents is what counts"
+    own, loop = taken(ours.train_live, work), taken(peers.train_taught, work)
+    assert [tokens for tokens, _ in own] == [tokens for tokens, _ in loop]
+    assert [loss for _, loss in own] == pytest.approx([loss for _, loss in loop], rel=1e-4)
+    assert [tokens for tokens, _ in taken(ours.train, work)] == [tokens for tokens, _ in own]
 
 
 @pytest.mark.slow
