@@ -113,6 +113,6 @@ EXPERIMENT = Experiment(
         Claim("stack", "placebo", "bits_per_byte", most=-0.02, shown=True),
         Claim("identity", "stack", "bits_per_byte", most=0.05),
     ),
-    seeds=5,
+    seeds=4,
     placebo="placebo",
 )

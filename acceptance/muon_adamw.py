@@ -95,6 +95,6 @@ EXPERIMENT = Experiment(
         Claim("muon", "frobenius", "bits_per_byte", most=-0.05, shown=True),
         Claim("schedule_free", "adamw", "bits_per_byte", most=0.05),
     ),
-    seeds=5,
+    seeds=4,
     placebo="frobenius",
 )

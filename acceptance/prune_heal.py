@@ -128,6 +128,6 @@ EXPERIMENT = Experiment(
         Claim("wanda", "magnitude", BPB, most=0.0, shown=True),
         Claim("wanda", "random_zeros", BPB, most=-0.5, shown=True),
     ),
-    seeds=5,
+    seeds=3,
     placebo="random",
 )

@@ -15,14 +15,14 @@ from uplift.core.storage import write_atomically
 from uplift.testing.tiny import tiny_causal, write_rows
 
 SHAPE = {
-    "hidden_size": 192,
-    "intermediate_size": 512,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 6,
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
     "initializer_range": 0.02,
 }
-"""A Llama of 2.7M parameters with a byte-level vocabulary."""
+"""A Llama of 0.9M parameters with a byte-level vocabulary."""
 TEST_ROWS, VALIDATION_ROWS, CALIBRATION_ROWS = 600, 200, 256
 BASE = {"epochs": 3, "batch_tokens": 4096, "max_length": 256, "lr": 2e-3}
 FURTHER = {"epochs": 1, "batch_tokens": 4096, "max_length": 256, "lr": 5e-4}
@@ -115,7 +115,7 @@ FOUR: dict[str, Any] = {"bits": 4, "group": GROUP}
 EXPERIMENT = Experiment(
     name="quantization",
     techniques=("quantize", "qat"),
-    question="How much of what 4 and 3 bits cost a Llama of 2.7M parameters on film reviews do GPTQ, AWQ, HQQ, QAT win back?",
+    question="How much of what 4 and 3 bits cost a Llama of 0.9M parameters on film reviews do GPTQ, AWQ, HQQ, QAT win back?",
     budget="the same trained model; 256 rows for calibration; one more epoch in all three-bit arms",
     arms={
         "float32": exact,
@@ -139,6 +139,6 @@ EXPERIMENT = Experiment(
         Claim("gptq", "gptq_noise", "recovered", least=0.0, shown=True),
         Claim("int3_qat", "int3", "recovered_3", least=60.0, shown=True),
     ),
-    seeds=5,
+    seeds=3,
     placebo="gptq_noise",
 )
