@@ -71,6 +71,6 @@ EXPERIMENT = Experiment(
         Claim("lisa", "lora", "bits_per_byte", most=0.0, shown=True),
         Claim("lisa", "ends", "bits_per_byte", most=0.0, shown=True),
     ),
-    seeds=4,
+    seeds=3,
     placebo="ends",
 )
