@@ -45,10 +45,10 @@ clean:
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-# torch comes first and by its pin, so that nothing else pulls another build of it.
+# torch comes first and by its pin, so that nothing else pulls another build of it. The extra `data` reads and cleans what people have.
 .venv/.installed: pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP) torch
-	$(PIP) -e .
+	$(PIP) -e '.[data]'
 	touch $@
 
 .venv/.installed-dev: .venv/.installed

@@ -23,6 +23,7 @@ DATA_TABLES: set[str] = set()
 """Files that are long because they are tables."""
 OPTIONAL_IMPORTS = {"trl", "xgrammar", "triton", "liger_kernel", "cut_cross_entropy", "flash_attn"}
 OPTIONAL_IMPORTS |= {"llama_cpp", "onnx", "onnxruntime", "executorch"}  # the extra `export`
+OPTIONAL_IMPORTS |= {"datasets", "ftfy", "lxml", "py3langid", "pypdf", "trafilatura"}  # the extra `data`
 """Declared optional dependencies: the only packages that may be imported inside a function."""
 WRITERS = {"core/storage.py", "core/disk.py", "core/lock.py", "core/run.py"}
 """The files that write to disk."""

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from uplift.core.errors import DataError
-from uplift.core.recipe import ChatTask, ClassifyTask, TextTask
+from uplift.core.recipe import ChatTask, ClassifyTask, Split, TextTask
 from uplift.core.values import Message, Origin, Sample
 from uplift.data.formats import content_text, detect_format, to_samples
 from uplift.data.rows import Row
@@ -168,11 +168,11 @@ def test_ids_follow_content_and_count_repeats() -> None:
 
 def test_groups() -> None:
     data = rows({"text": "a", "doc": 1}, {"text": "b", "doc": None}, {"text": "c", "doc": "x"})
-    converted = to_samples(data, TextTask(), "language", group="doc")
+    converted = to_samples(data, TextTask(), "language", split=Split(by="group", group="doc"))
     assert [sample.group for sample in converted.samples] == ["1", "x"]
     assert [bad.rule for bad in converted.quarantined] == ["missing_field"]
     with pytest.raises(DataError, match="data.split.group"):
-        to_samples(data, TextTask(), "language", group="document")
+        to_samples(data, TextTask(), "language", split=Split(by="group", group="document"))
 
 
 def test_plain_text_keeps_every_character() -> None:

@@ -113,7 +113,7 @@ def mutate_bytes(line: bytes, rng: random.Random) -> bytes:
 
 def test_random_bytes_never_crash(tmp_path: Path) -> None:
     rng = random.Random(3)
-    for ending in ("jsonl", "json", "csv", "tsv", "txt", "parquet", "jsonl.gz", "bin"):
+    for ending in ("jsonl", "json", "csv", "tsv", "txt", "parquet", "jsonl.gz", "jsonl.zst", "md", "docx", "pdf", "bin"):
         for case in range(25):
             path = tmp_path / f"{case}.{ending}"
             path.write_bytes(rng.randbytes(rng.randrange(400)))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from uplift.data import words as wording
 from uplift.evaluate import attacks
 from uplift.evaluate.attacks import Answer, Found, Limits, Words, search
 from uplift.evaluate.robustness import advance
@@ -63,26 +64,26 @@ def test_similarity_is_the_smaller_share() -> None:
 
 
 def test_keys_that_touch_touch_each_other() -> None:
-    assert set(attacks.keyboard_neighbours("g")) == set("fhtyvb") and attacks.keyboard_neighbours("é") == ""
+    assert set(wording.keyboard_neighbours("g")) == set("fhtyvb") and wording.keyboard_neighbours("é") == ""
     for a in "abcdefghijklmnopqrstuvwxyz":
-        assert all(a in attacks.keyboard_neighbours(b) for b in attacks.keyboard_neighbours(a))
+        assert all(a in wording.keyboard_neighbours(b) for b in wording.keyboard_neighbours(a))
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_typo_is_one_letter_and_a_swap_two(seed: int) -> None:
     for word in ("Wonderful", "film", "OLD", "I'd"):
-        for typo in attacks.typos(word, random.Random(seed)):
+        for typo in wording.typos(word, random.Random(seed)):
             assert attacks.edit_distance(word, typo) == 1 and len(typo) == len(word)
             assert [letter.isupper() for letter in typo] == [letter.isupper() for letter in word]
-        swapped = attacks.swaps(word, random.Random(seed))
+        swapped = wording.swaps(word, random.Random(seed))
         assert all(sorted(each) == sorted(word) and each != word for each in swapped)
-        assert len(set(swapped)) == len(swapped) <= attacks.OPTIONS
-    assert attacks.swaps("aaa", random.Random(seed)) == [] and attacks.typos("日本", random.Random(seed)) == []
+        assert len(set(swapped)) == len(swapped) <= wording.OPTIONS
+    assert wording.swaps("aaa", random.Random(seed)) == [] and wording.typos("日本", random.Random(seed)) == []
 
 
 # -- search ------------------------------------------------------------------------------------------------------------
 def mistyped(place: int) -> list[str]:
-    return attacks.typos(Words(TEXT)[place], random.Random(place))
+    return wording.typos(Words(TEXT)[place], random.Random(place))
 
 
 def dropped(place: int) -> list[str]:
@@ -147,7 +148,7 @@ def test_searches_side_by_side_end_as_alone() -> None:
     def start(text: str) -> attacks.Search:
         words = Words(text)
         return search(
-            text, judge(text), lambda place: attacks.swaps(words[place], random.Random(1)) + [""], limits, random.Random(2)
+            text, judge(text), lambda place: wording.swaps(words[place], random.Random(1)) + [""], limits, random.Random(2)
         )
 
     together = advance({i: start(text) for i, text in enumerate(texts)}, lambda asked: [judge(text) for _, text in asked])

@@ -19,15 +19,16 @@ from uplift.core.recipe import ATTACKS, Attack, ClassifyTask, Robustness
 from uplift.core.values import Message, Origin, Sample
 from uplift.data.chat import Encoder
 from uplift.data.formats import content_text, labelled
+from uplift.data.words import case_of
 from uplift.evaluate.attacks import Answer, Words
 from uplift.evaluate.embedding_attack import push
-from uplift.evaluate.neighbours import Neighbours, case_of
 from uplift.evaluate.robustness import Assault, beside_base, measure_robustness, misleading_texts
 from uplift.evaluate.tasks import label_scores
 from uplift.evaluate.victim import Shaken, Victim, tokens_of_words
 from uplift.learn.assemble import assemble, build_engine, finish_model
 from uplift.learn.parallel import Parallel
 from uplift.model.language_model import LanguageModel
+from uplift.model.neighbours import Neighbours
 from uplift.techniques.perturbation import norms_of_samples
 from uplift.testing.tiny import tiny_encoder, tiny_encoder_tokenizer, tiny_recipe
 from uplift.testing.training import open_run

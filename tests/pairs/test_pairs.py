@@ -62,6 +62,12 @@ REFUSED = {
         ("quantize", "bottleneck"),
         # Two pulls on the same weights.
         ("l2", "l2_sp"),
+        # A blend of two texts has two labels and is no text; it needs a classification head, and what writes needs words.
+        *product(["mixup"], ["cutoff", "distill", "fgm", "freelb", "label_smoothing", "pgd", "r_drop", "random_noise"]),
+        *product(["mixup"], ["kl_reference", "mup", "smart", "virtual_adversarial", "z_loss"]),
+        *product(["augment_model", "back_translation", "synthetic"], ["linear_probe", "lp_ft", "mixup"]),
+        # New embeddings know no likeness of words.
+        *product(["augment_words"], ["mup", "reinitialize"]),
         # One average is evaluated, and the average of a weight that becomes zero is not zero.
         *combinations(["ema", "l1_proximal", "swa"], 2),
     )

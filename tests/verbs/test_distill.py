@@ -15,7 +15,7 @@ from uplift.cli.main import main
 from uplift.core.errors import ResourceError, UsageError
 from uplift.core.recipe_file import load_recipe
 from uplift.core.values import Message
-from uplift.serve.endpoint import Endpoint
+from uplift.model.endpoint import Endpoint
 from uplift.testing.tiny import tiny_causal, tiny_encoder, tiny_rows, write_rows
 from uplift.verbs.distill import write_answers, write_recipe
 

@@ -12,7 +12,7 @@ from uplift.cli import printing
 from uplift.cli.results import show_report
 from uplift.core.errors import UsageError
 from uplift.core.recipe_file import load_recipe
-from uplift.serve.endpoint import Endpoint
+from uplift.model.endpoint import Endpoint
 from uplift.verbs.distill import write_answers, write_recipe
 from uplift.verbs.run import run
 

@@ -18,7 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("uplift.cli.init:init_command", "Look at a data file and this machine, and write a recipe and a comparison."),
     "doctor": ("uplift.cli.doctor:doctor_command", "Check versions, speed, memory and disk of this machine."),
     "techniques": ("uplift.cli.techniques:techniques_command", "List the techniques, or show one in full."),
-    "data": ("uplift.cli.data:data", "Work on data: train, measure and extend tokenizers."),
+    "data": ("uplift.cli.data:data", "Work on data: look at it, clean it, make tokenizers from it."),
     "explain": ("uplift.cli.explain:explain_command", "Show what a recipe will do, before anything runs."),
     "plan": ("uplift.cli.plan:plan_command", "Predict memory, time and disk of a recipe."),
     "run": ("uplift.cli.run:run_command", "Carry out a recipe and report what it gained."),

@@ -43,6 +43,10 @@ def process_started(pid: int) -> str | None:
     return "alive"
 
 
+class DirectoryInUse(ResourceError):
+    """Another process holds the lock of a directory."""
+
+
 class DirectoryLock:
     """Held from ``acquire`` to ``release``; a second holder, in this process or another, is refused by name.
 
@@ -98,7 +102,7 @@ class DirectoryLock:
 
     def _refuse(self, holder: dict[str, Any]) -> None:
         here = holder["host"] == platform.node()
-        raise ResourceError(
+        raise DirectoryInUse(
             "another run is using this directory",
             where=Place(file=str(self.path.parent)),
             why=f"process {holder['pid']} on {holder['host']} holds it",

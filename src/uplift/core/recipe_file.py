@@ -18,10 +18,12 @@ from ruamel.yaml import YAML
 from uplift.core import recipe_errors, yaml_reader
 from uplift.core.errors import Place, RecipeError, RecipeErrors, UpliftError
 from uplift.core.legality import clashes_of
+from uplift.core.prepare_section import AnyStep, Step
 from uplift.core.recipe import Comparison, Recipe, RecipeArm, Stages
 from uplift.core.recipe_errors import dotted
 from uplift.core.registry import technique_class, technique_modules
 from uplift.core.schema import schema_of
+from uplift.core.section import Section
 from uplift.core.technique import Technique
 from uplift.core.wording import nearest, shown
 from uplift.core.yaml_reader import Node
@@ -75,6 +77,35 @@ def _load(path: Path | str, overrides: Sequence[str], wanted: Sequence[Kind]) ->
             raise _error(f"this file holds a {KINDS[kind]}, not a {KINDS[wanted[0]]}", place, INSTEAD[kind])
         found = validate[kind](node, problems)  # type: ignore[operator]
     return _present(found)
+
+
+def load_prepare(path: Path | str) -> list[Step]:
+    """The steps of ``prepare:`` in a YAML file, or of ``data.prepare`` in a recipe or a comparison's base; no more is read.
+
+    Raises RecipeErrors with every problem and its place.
+    """
+    found: _Prepared | None = None
+    with _collected() as problems:
+        node = _read(Path(path), (), problems)
+        places = (("prepare",), ("data", "prepare"), ("base", "data", "prepare"))
+        keys = next((keys for keys in places if recipe_errors.place_in(node, keys) is not node.place), None)
+        listed: Node | None = node
+        for key in keys or ():
+            listed = recipe_errors.child(listed, key) if listed is not None else None
+        if keys is None or listed is None:
+            raise _error("there are no steps in this file", node.place, "list them under `prepare:`, or `data.prepare`")
+        subject = _Subject([Node({"prepare": listed}, node.place)], problems, keys[:-1], node.place)
+        try:
+            found = _Prepared.model_validate({"prepare": yaml_reader.plain(listed)})
+        except ValidationError as error:
+            problems += recipe_errors.problems_of(error, schema_of(_Prepared), subject.find, keys[:-1])
+    return _present(found).prepare
+
+
+class _Prepared(Section):
+    """What a file with steps alone holds."""
+
+    prepare: list[AnyStep]
 
 
 def merge_change(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:

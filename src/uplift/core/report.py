@@ -10,51 +10,22 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from uplift.core.report_part import (
+    Count as Count,
+    Difference as Difference,
+    Interval as Interval,
+    Number as Number,
+    ReportPart as ReportPart,
+)
 from uplift.core.values import Effect
 
 Status = Literal["running", "finished", "stopped", "failed"]
 MOST_POINTS = 240
 
 
-def _finite_or_none(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-Number = Annotated[float | None, BeforeValidator(_finite_or_none)]
-"""A finite float, or None where the measured number was not finite."""
-Count = Annotated[int, Field(ge=0)]
-
-
-class ReportPart(BaseModel):
-    """Base of all report objects: frozen, unknown keys refused, no infinities."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
-
-
 # -- measured quality --------------------------------------------------------------------------------------------------
-class Interval(ReportPart):
-    """A number with its 95 % interval."""
-
-    value: Number
-    low: Number = None
-    high: Number = None
-
-    @model_validator(mode="after")
-    def _ends_in_order(self) -> Self:
-        if self.low is not None and self.high is not None and self.low > self.high:
-            raise ValueError(f"interval ends in the wrong order: {self.low} > {self.high}")
-        return self
-
-
-class Difference(Interval):
-    """First minus second on the same items; ``p`` is the p-value of the paired test ``method``."""
-
-    p: Number = None
-    method: str = ""
-
-
 class ClassScores(ReportPart):
     """Scores of one class (shares); ``support`` is its number of test rows."""
 
@@ -227,11 +198,47 @@ class EffectReport(ReportPart):
         )
 
 
+class StepReport(ReportPart):
+    """What one step of `data.prepare` did: ``rows_in = rows_out + dropped + failed``, always."""
+
+    use: str
+    rows_in: Count
+    rows_out: Count
+    failed: Count = 0
+    """Rows that the step could not judge, or made unusable; they are quarantined."""
+    changed: Count = 0
+    """Rows that go on with another text."""
+    dropped: Mapping[str, Count] = Field(default_factory=dict)
+    """Rows that went, by rule."""
+    changes: Mapping[str, Count] = Field(default_factory=dict)
+    """How often each rule struck in rows that go on."""
+    spans_cut: Count = 0
+    """Labelled spans that a change cut through; they are gone."""
+    characters_in: Count = 0
+    characters_out: Count = 0
+
+    @property
+    def rows_dropped(self) -> int:
+        """Rows that went, by whatever rule."""
+        return sum(self.dropped.values())
+
+    @model_validator(mode="after")
+    def _no_row_is_lost(self) -> Self:
+        if self.rows_in != self.rows_out + self.rows_dropped + self.failed:
+            raise ValueError(
+                f"`{self.use}`: rows in ({self.rows_in}) is not rows out ({self.rows_out}) + dropped ({self.rows_dropped})"
+                f" + failed ({self.failed})"
+            )
+        return self
+
+
 class DataReport(ReportPart):
-    """Where every row went: ``rows_in = rows_kept + rows_quarantined``, always."""
+    """Where every row went: ``rows_in = rows_kept + rows_dropped + rows_quarantined``, always."""
 
     rows_in: Count
     rows_kept: Count
+    rows_dropped: Count = 0
+    """Training rows that steps of `data.prepare` dropped."""
     rows_quarantined: Count
     train: Count | None = None
     validation: Count | None = None
@@ -239,15 +246,18 @@ class DataReport(ReportPart):
     labels: tuple[str, ...] = ()
     reasons: Mapping[str, Count] = Field(default_factory=dict)
     """Quarantined rows by the rule they broke."""
+    prepared: tuple[StepReport, ...] = ()
+    """What each step of `data.prepare` did to the training rows."""
     leaked: Count | None = None
     """Test rows that overlap with training or validation rows: the same words, or 13 words in a row."""
     fingerprint: str = ""
 
     @model_validator(mode="after")
     def _no_row_is_lost(self) -> Self:
-        if self.rows_in != self.rows_kept + self.rows_quarantined:
+        if self.rows_in != self.rows_kept + self.rows_dropped + self.rows_quarantined:
             raise ValueError(
-                f"rows in ({self.rows_in}) is not rows kept ({self.rows_kept}) + quarantined ({self.rows_quarantined})"
+                f"rows in ({self.rows_in}) is not rows kept ({self.rows_kept}) + dropped ({self.rows_dropped})"
+                f" + quarantined ({self.rows_quarantined})"
             )
         return self
 

@@ -7,6 +7,7 @@
       identity.json      versions, device, threads: what a resumed run is compared with
       metrics.sqlite     tables ``metrics(step, name, value)`` and ``events(time, code, text, step, data)``
       quarantine.jsonl   rows that were left out, each with file, line and rule
+      removed.jsonl      rows that `data.prepare` dropped, each with file, line, step and rule
       checkpoints/step-00000010/
       model/  adapter/   plain transformers and PEFT folders
       report.json  report.html
@@ -123,6 +124,11 @@ class Run:
     def quarantine_file(self) -> Path:
         """Rows that were left out, one JSON object a line."""
         return self.path / "quarantine.jsonl"
+
+    @property
+    def removed_file(self) -> Path:
+        """Rows that `data.prepare` dropped, one JSON object a line."""
+        return self.path / "removed.jsonl"
 
     @property
     def report_file(self) -> Path:

@@ -8,14 +8,16 @@ that could lie. Every call that changes the disk goes through ``disk`` so that a
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 from uplift.core.disk import Disk, as_resource_error, explained, free_bytes, preflight_space
 from uplift.core.errors import Place, ResourceError, UpliftError
@@ -27,6 +29,7 @@ __all__ = [
     "Disk",
     "FileRecord",
     "Manifest",
+    "PieceWriter",
     "commit_directory",
     "file_sha256",
     "free_bytes",
@@ -35,6 +38,7 @@ __all__ = [
     "prune",
     "read_manifest",
     "recover",
+    "scratch_file",
     "verify_directory",
     "write_atomically",
     "write_file",
@@ -111,6 +115,75 @@ def write_atomically(path: Path, content: bytes | str) -> None:
             _discard(temporary)
             raise
         _fsync_directory(path.parent)
+
+
+class PieceWriter(io.RawIOBase):
+    """Writes one file piece by piece, not forced to disk: for ``write`` callbacks of ``commit_directory``, which does the rest.
+
+    A binary file object, so libraries can write to it. ``sha256`` is that of everything written so far, in hex. Raises
+    ResourceError that names the file when the disk refuses.
+    """
+
+    BUFFER = 2**20
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._held, self._size, self._hash = path, bytearray(), 0, hashlib.sha256()
+        with explained(path, 0):
+            self._descriptor: int | None = disk.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+
+    def writable(self) -> bool:
+        """Always."""
+        return True
+
+    def write(self, content: Any, /) -> int:
+        """Take ``content`` (bytes) whole."""
+        size = memoryview(content).nbytes
+        self._hash.update(content)
+        self._held += content
+        self._size += size
+        if len(self._held) >= self.BUFFER:
+            self._write_held()
+        return size
+
+    def tell(self) -> int:
+        """Bytes taken so far."""
+        return self._size
+
+    def sha256(self) -> str:
+        """Of everything written so far."""
+        return self._hash.hexdigest()
+
+    def close(self) -> None:
+        """Write what is held and close the file."""
+        if self._descriptor is not None:
+            descriptor = self._descriptor
+            try:
+                self._write_held()
+            finally:
+                self._descriptor = None
+                disk.close(descriptor)
+        super().close()
+
+    def _write_held(self) -> None:
+        assert self._descriptor is not None
+        with explained(self._path, len(self._held)):
+            rest = memoryview(self._held)
+            while rest:
+                rest = rest[disk.write(self._descriptor, rest) :]
+            rest.release()
+        self._held = bytearray()
+
+
+@contextmanager
+def scratch_file(folder: Path | None = None) -> Iterator[IO[bytes]]:
+    """A file without a name for what does not fit in memory: it is gone when the process ends, however it ends.
+
+    It takes its room in ``folder``, an existing one; None: the system's folder for temporary files.
+    """
+    with ExitStack() as stack:
+        with explained(place := Path(folder or tempfile.gettempdir()), 0):
+            stream = stack.enter_context(tempfile.TemporaryFile(dir=place))
+        yield stream
 
 
 def commit_directory(

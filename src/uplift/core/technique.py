@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict
 
 from uplift.core.capability import Capabilities
-from uplift.core.values import Batch, Corpus, Effect, Group, Growth, Pass, Progress, Sample, Signal, Terms
+from uplift.core.values import Batch, Corpus, Effect, Group, Growth, Pass, Progress, Sample, Setting, Signal, Terms
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -49,6 +49,9 @@ class Technique(BaseModel):
 
     def locate(self, base_dir: Path, output_dir: Path) -> None:
         """First of all, once: where relative paths of the options start, and the folder of all runs, for what they share."""
+
+    def meet(self, setting: Setting) -> None:
+        """Second, once, before ``samples``: the model, not edited yet, and the rows. Training learns nothing from test rows."""
 
     # -- data ---------------------------------------------------------------------------------------------------
     def samples(self, corpus: Corpus) -> Corpus:

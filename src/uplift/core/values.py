@@ -106,6 +106,28 @@ class Corpus:
 
 
 @dataclass(frozen=True)
+class Setting:
+    """What a recipe works with, before ``samples``: the ``LanguageModel`` as it was opened, the ``Encoder`` that makes tokens
+    of samples, the task's section, and every part as it was read. To be looked at, not changed.
+    """
+
+    model: Any
+    encoder: Any
+    task: Any
+    corpora: Mapping[Part, Corpus]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One answer. ``finished``: the model ended it (or a stop text did), or the length limit cut it."""
+
+    text: str
+    tokens: int
+    prompt_tokens: int
+    finished: Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
 class Progress:
     """Where a run is. ``fraction`` goes from 0 to 1 over the planned training."""
 

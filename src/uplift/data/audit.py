@@ -42,6 +42,10 @@ class Audit:
 
     def problems(self) -> list[str]:
         """One line for each thing that is not as it should be."""
+        return [f"{count} of {self.samples} samples {problem}" for problem, count in self.counts().items()]
+
+    def counts(self) -> dict[str, int]:
+        """Samples by what is wrong with them."""
         told = {
             "teach nothing (no answer token is left to learn)": self.all_masked,
             "have no token at all": self.empty,
@@ -52,7 +56,7 @@ class Audit:
             "teach no end-of-turn token; the model may not stop": self.missing_end,
             "begin with two beginning-of-text tokens": self.double_start,
         }
-        return [f"{count} of {self.samples} samples {problem}" for problem, count in told.items() if count]
+        return {problem: count for problem, count in told.items() if count}
 
     def raise_if_bad(self) -> None:
         """Raises DataError when there is nothing to train on, or more than ``MOST_MASKED`` of it teaches nothing."""
@@ -98,15 +102,21 @@ def audit(encoded: Sequence[Encoded], encoder: Encoder, *, head: Literal["langua
 
 def preview(item: Encoded, encoder: Encoder) -> str:
     """One sample decoded as the model sees it, learned stretches in «guillemets», a class index at the end."""
-    text, inside = "", False
-    ids = list(item.ids)
-    shown = _window(item)
-    for start, stop, learned in _stretches(item, shown):
-        decoded = encoder.tokenizer.decode(ids[start:stop], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        text += f"«{decoded}»" if learned else str(decoded)
-        inside = inside or learned
-    text = ("…" if shown.start else "") + text + ("…" if shown.stop < len(ids) else "")
+    stretches = decoded_stretches(item, encoder)
+    text = "".join(f"«{part}»" if learned else part for part, learned in stretches)
+    inside = any(learned for _, learned in stretches)
     return text if inside or item.label is None else f"{text} → class {item.label}"
+
+
+def decoded_stretches(item: Encoded, encoder: Encoder) -> list[tuple[str, bool]]:
+    """One sample decoded as the model sees it: stretches of text, and whether each is learned; an ellipsis where it is cut."""
+    ids, shown = list(item.ids), _window(item)
+    decode = encoder.tokenizer.decode
+    parts = [
+        (str(decode(ids[start:stop], skip_special_tokens=False, clean_up_tokenization_spaces=False)), learned)
+        for start, stop, learned in _stretches(item, shown)
+    ]
+    return [*([("…", False)] if shown.start else []), *parts, *([("…", False)] if shown.stop < len(ids) else [])]
 
 
 def _window(item: Encoded) -> range:

@@ -21,7 +21,7 @@ def read_parquet(path: Path, display: str) -> Iterator[Row | BadRow]:
     """Rows of one Parquet file; the line of an origin is the row number from 1. Raises DataError for a damaged file."""
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            yield from _rows(file.iter_batches(batch_size=BATCH_ROWS), display)
+            yield from batch_rows(file.iter_batches(batch_size=BATCH_ROWS), display)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _damaged(display, error) from error
 
@@ -35,7 +35,7 @@ def read_saved_dataset(folder: Path, display: str) -> Iterator[Row | BadRow]:
     for file in _arrow_files(folder, display):
         try:
             with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as stream:
-                for item in _rows(iter(stream), display, number):
+                for item in batch_rows(iter(stream), display, number):
                     number += 1
                     yield item
         except (pa.ArrowException, OSError, ValueError) as error:
@@ -67,7 +67,8 @@ def _arrow_files(folder: Path, display: str) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _rows(batches: Iterator[pa.RecordBatch], display: str, before: int = 0) -> Iterator[Row | BadRow]:
+def batch_rows(batches: Iterator[pa.RecordBatch], display: str, before: int = 0) -> Iterator[Row | BadRow]:
+    """The rows of tables of Arrow; ``before``: how many rows of the same file came earlier."""
     number = before
     for batch in batches:
         try:

@@ -9,11 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from uplift.core.errors import DataError, Place, UsageError
-from uplift.core.recipe import ClassifyTask, Data, FileSource, PackageSource, Task
+from uplift.core.recipe import ClassifyTask, Data, Task
+from uplift.core.report import StepReport
+from uplift.core.source_section import AnySource
 from uplift.core.values import Part, Sample
+from uplift.data.clean.pipeline import Removed
+from uplift.data.clean.steps import QualityMaker
 from uplift.data.formats import Converted, Head, to_samples
 from uplift.data.labels import Labels
 from uplift.data.leakage import Leakage, find_leakage
+from uplift.data.prepare import prepare_other, prepare_train
 from uplift.data.rows import BadRow, RowSet
 from uplift.data.sources import read_source
 from uplift.data.splitting import split
@@ -23,7 +28,7 @@ SHOWN_BAD = 5
 
 @dataclass
 class Parts:
-    """The samples of a run. ``rows_in`` = ``rows_kept`` + quarantined, over all sources.
+    """The samples of a run. ``rows_in`` = ``rows_kept`` + dropped + quarantined, over all sources.
 
     ``labels`` are the class words by index; ``fingerprint`` identifies the content of all parts, whatever its order.
     """
@@ -37,39 +42,45 @@ class Parts:
     quarantined: list[BadRow]
     leakage: Leakage
     fingerprint: str
+    dropped: tuple[Removed, ...] = ()
+    """Training rows that steps of `data.prepare` dropped."""
+    prepared: tuple[StepReport, ...] = ()
+    """What each of these steps did."""
 
 
-def load_parts(data: Data, task: Task, base_dir: Path, head: Head) -> Parts:
-    """Read, convert and split. A part with its own source is taken as it is; the others are cut from ``train``.
+def load_parts(data: Data, task: Task, base_dir: Path, head: Head, *, quality: QualityMaker | None = None) -> Parts:
+    """Read, prepare, convert and split. A part with its own source loses no row; the others are cut from ``train``.
 
-    Raises UsageError when a part is given twice, DataError when a source cannot be used, too many of its rows are bad
-    (``data.max_bad``), or a part comes out empty.
+    ``quality`` opens the model of a `quality` step. Raises UsageError when a part is given twice, DataError when a source
+    cannot be used, too many of its rows are bad (``data.max_bad``), or a part comes out empty.
     """
     _check_given_once(data)
-    group = data.split.group if data.split.by == "group" else None
-    rows = _read(data.train, base_dir, data.max_bad)
+    prepared = prepare_train(_read(data.train, base_dir, data.max_bad), data, task, base_dir, quality)
+    rows = prepared.rows
     labels = Labels.of(rows.rows, task) if isinstance(task, ClassifyTask) else None
     total = _Total(data.max_bad)
-    whole = total.add(rows, to_samples(rows.rows, task, head, labels, group=group))
+    whole = total.add(rows, to_samples(rows.rows, task, head, labels, split=data.split))
     parts = split(whole, data.split)
-    given: dict[Part, FileSource | PackageSource | None] = {"validation": data.validation, "test": data.test}
+    given: dict[Part, AnySource | None] = {"validation": data.validation, "test": data.test}
     for name, source in given.items():
         if source is not None:
-            own = _read(source, base_dir, data.max_bad)
+            own = prepare_other(_read(source, base_dir, data.max_bad), data.prepare, task, base_dir)
             parts[name] = total.add(own, to_samples(own.rows, task, head, labels))
     _check_not_empty(parts, data)
     return Parts(
         **parts,
         labels=labels.words if labels else (),
-        rows_in=total.rows_in,
+        rows_in=total.rows_in + len(prepared.dropped),
         rows_kept=total.kept,
         quarantined=total.quarantined,
         leakage=find_leakage([*parts["train"], *parts["validation"]], parts["test"]),
         fingerprint=fingerprint(parts["train"], parts["validation"], parts["test"]),
+        dropped=prepared.dropped,
+        prepared=prepared.steps,
     )
 
 
-def _read(source: FileSource | PackageSource, base_dir: Path, max_bad: float) -> RowSet:
+def _read(source: AnySource, base_dir: Path, max_bad: float) -> RowSet:
     """The rows of a source; refused here already when reading alone finds too many bad ones."""
     found = read_source(source, base_dir)
     if not found.rows or len(found.quarantined) > max_bad * found.rows_in:

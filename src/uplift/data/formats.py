@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -10,10 +9,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, cast, get_args
 
 from uplift.core.errors import DataError, Place
-from uplift.core.recipe import ChatTask, ClassifyTask, Task, TextTask
+from uplift.core.recipe import ChatTask, ClassifyTask, Split, Task, TextTask
 from uplift.core.values import Message, Origin, Role, Sample
 from uplift.data.labels import Labels, label_key
-from uplift.data.rows import BadRow, Row, RowProblem, bad_row, check_text, nearest
+from uplift.data.moments import moment
+from uplift.data.rows import BadRow, Row, RowProblem, bad_row, check_text, content_id, nearest
 from uplift.data.sources import columns_of, missing_column
 
 Format = Literal["messages", "sharegpt", "alpaca", "prompt_completion", "label", "text"]
@@ -25,6 +25,8 @@ SHAREGPT_ROLES: Mapping[str, str] = {"human": "user", "gpt": "assistant", "syste
 }
 UNSUPPORTED = ("tool_calls", "function_call", "images", "audio")
 """Keys of a message that change what it means and that cannot be carried yet."""
+MARKS = ("group", "time", "stratify")
+"""Keys of ``data.split`` that name columns."""
 LOOKED_AT = 200
 """Rows that format detection looks at."""
 
@@ -72,23 +74,23 @@ def to_samples(
     head: Head,
     labels: Labels | None = None,
     *,
-    group: str | None = None,
+    split: Split | None = None,
 ) -> Converted:
     """Every row as a sample of the task, or as a bad row.
 
-    ``labels`` are those of the training rows when these rows are another part; None finds them. ``group`` names the column
-    that keeps rows together in a split. Raises DataError when no row has a column the task needs, and when classification
-    has fewer than two classes.
+    ``labels`` are those of the training rows when these rows are another part; None finds them. ``split``: samples carry what
+    it goes by. Raises DataError when no row has a column that the task or the split needs, and when classification has fewer
+    than two classes.
     """
-    convert, known = _converter(rows, task, head, labels)
-    if group is not None and rows and not any(group in row.values for row in rows):
-        raise missing_column(group, columns_of(rows), Place(rows[0].origin.file), "data.split.group")
+    convert, known = converter(rows, task, head, labels)
+    marks = {f"data.split.{key}": name for key in MARKS if split and (name := getattr(split, key)) is not None}
+    _require_columns(rows, marks)
     samples: list[Sample] = []
     bad: list[BadRow] = []
     seen: Counter[str] = Counter()
     for row in rows:
         try:
-            sample = replace(convert(row), group=_group(row, group))
+            sample = _marked(convert(row), row, split) if split else convert(row)
         except RowProblem as problem:
             bad.append(bad_row(row.origin, problem, repr(dict(row.values))))
             continue
@@ -99,9 +101,13 @@ def to_samples(
     return Converted(samples, bad, known.words if known else ())
 
 
-def _converter(
+def converter(
     rows: Sequence[Row], task: Task, head: Head, labels: Labels | None
 ) -> tuple[Callable[[Row], Sample], Labels | None]:
+    """What makes a sample of a row (or raises RowProblem), found by looking at ``rows``; and the labels of classification.
+
+    Raises DataError as ``to_samples`` does.
+    """
     if isinstance(task, ClassifyTask):
         _require_columns(rows, {"task.text": task.text, "task.label": task.label})
         known = labels or Labels.of(rows, task)
@@ -126,13 +132,22 @@ def _require_columns(rows: Sequence[Row], names: Mapping[str, str]) -> None:
             raise missing_column(name, columns_of(rows), Place(rows[0].origin.file), key)
 
 
-def _group(row: Row, column: str | None) -> str | None:
-    if column is None:
-        return None
+def _marked(sample: Sample, row: Row, split: Split) -> Sample:
+    """The sample with what the split goes by: its group, its time, its stratum."""
+    extras = dict(sample.extras)
+    if split.time is not None:
+        extras["time"] = moment(_mark(row, split.time, "time"), split.time)
+    if split.stratify is not None:
+        extras["stratum"] = str(_mark(row, split.stratify, "stratify"))
+    group = str(_mark(row, split.group, "group")) if split.group is not None else None
+    return replace(sample, group=group, extras=extras)
+
+
+def _mark(row: Row, column: str, key: str) -> Any:
     value = row.values.get(column)
     if value is None or value == "":
-        raise RowProblem("missing_field", f"`{column}`, which names the group, is missing")
-    return str(value)
+        raise RowProblem("missing_field", f"`{column}`, which the split goes by (`{key}`), is missing")
+    return value
 
 
 # -- classification and plain text -------------------------------------------------------------------------------------
@@ -259,8 +274,8 @@ CONVERSATIONS: Mapping[Format, Callable[[Row], list[Message]]] = {
 
 # -- identity ----------------------------------------------------------------------------------------------------------
 def sample_id(content: str) -> str:
-    """16 bytes of blake2b over the input content, in hex: equal inputs have equal ids, whatever their label or answer."""
-    return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+    """The id of an input: equal inputs have equal ids, whatever their label or answer."""
+    return content_id(content)
 
 
 def content_text(sample: Sample) -> str:

@@ -1,4 +1,4 @@
-"""Lines of a file as bytes, one at a time, never holding more than a cap: a line of any length costs no memory."""
+"""Bytes and lines of a plain or compressed file, never holding more than a cap: a line of any length costs no memory."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
+import pyarrow as pa
+
 from uplift.core.errors import DataError, Place
 
 LINE_CAP = 16 * 2**20
@@ -16,6 +18,8 @@ LINE_CAP = 16 * 2**20
 CHUNK = 2**18
 KEPT_OF_LONG = 200
 UTF8_BOM = b"\xef\xbb\xbf"
+COMPRESSED = (".gz", ".zst")
+"""Endings of files that are unpacked while they are read. Zstandard windows above 128 MiB are refused by the library."""
 WIDE_BOMS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
@@ -36,13 +40,13 @@ class Line:
 
 
 def read_lines(path: Path, display: str, cap: int = LINE_CAP) -> Iterator[Line]:
-    """The lines of a plain or gzip file (by its ``.gz`` ending), a UTF-8 byte order mark removed.
+    """The lines of a plain or compressed file (by its ending ``.gz`` or ``.zst``), a UTF-8 byte order mark removed.
 
     Memory stays below ``cap`` plus a chunk whatever the file holds. Raises DataError named by ``display`` when the file
-    cannot be read, is not gzip, is cut or damaged inside, or is UTF-16.
+    cannot be read, is not what its ending says, is cut or damaged inside, or is UTF-16.
     """
     number, held, dropping = 1, bytearray(), False
-    for chunk in _chunks(path, display):
+    for chunk in _marked_chunks(path, display):
         start = 0
         while (end := chunk.find(b"\n", start)) >= 0:
             held += chunk[start:end]
@@ -64,37 +68,61 @@ def _line(number: int, held: bytearray, cap: int, dropping: bool, *, last: bool)
 
 def read_all(path: Path, display: str, cap: int) -> bytes:
     """The whole content of a file that must be read at once. Raises DataError when it exceeds ``cap`` bytes."""
+    content = _joined(_marked_chunks(path, display), cap)
+    if content is None:
+        why = f"it is larger than {cap // 2**20} MiB and this format can only be read whole"
+        raise DataError("the file is too large", where=Place(display), why=why, fix="convert it to JSON lines (.jsonl)")
+    return content
+
+
+def read_up_to(path: Path, display: str, cap: int) -> bytes | None:
+    """The unpacked bytes of a file as they are, byte order marks too; None when there are more than ``cap``."""
+    return _joined(_chunks(path, display), cap)
+
+
+def _joined(chunks: Iterator[bytes], cap: int) -> bytes | None:
     content = bytearray()
-    for chunk in _chunks(path, display):
+    for chunk in chunks:
         content += chunk
         if len(content) > cap:
-            why = f"it is larger than {cap // 2**20} MiB and this format can only be read whole"
-            raise DataError("the file is too large", where=Place(display), why=why, fix="convert it to JSON lines (.jsonl)")
+            return None
     return bytes(content)
 
 
-def _chunks(path: Path, display: str) -> Iterator[bytes]:
+def _marked_chunks(path: Path, display: str) -> Iterator[bytes]:
+    """The content as UTF-8 without its byte order mark. Raises DataError for the mark of another encoding."""
     first = True
+    for chunk in _chunks(path, display):
+        yield _without_mark(chunk, display) if first else chunk
+        first = False
+
+
+def _chunks(path: Path, display: str) -> Iterator[bytes]:
     try:
         with open_bytes(path) as stream:
             while chunk := stream.read(CHUNK):
-                if first:
-                    chunk, first = _without_mark(chunk, display), False
                 yield chunk
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(
-            "the compressed file is damaged or cut",
-            where=Place(display),
-            why=str(error),
-            fix="copy or download it again; rows after the damage cannot be listed",
-        ) from error
+        raise _damaged(display, str(error)) from error
     except OSError as error:
+        if error.errno is None and path.suffix.lower() == ".zst":  # Arrow's word for whatever is wrong with the stream
+            raise _damaged(display, str(error)) from error
         raise DataError("the file cannot be read", where=Place(display), why=error.strerror or str(error)) from error
 
 
+def _damaged(display: str, why: str) -> DataError:
+    fix = "copy or download it again; rows after the damage cannot be listed"
+    return DataError("the compressed file is damaged or cut", where=Place(display), why=why, fix=fix)
+
+
 def open_bytes(path: Path) -> IO[bytes]:
-    """The decompressed bytes of a plain or ``.gz`` file."""
-    return cast(IO[bytes], gzip.open(path, "rb")) if path.suffix == ".gz" else open(path, "rb")
+    """The bytes of a file, unpacked when its ending is ``.gz`` or ``.zst``."""
+    ending = path.suffix.lower()
+    if ending == ".gz":
+        return cast(IO[bytes], gzip.open(path, "rb"))
+    if ending == ".zst":
+        return cast(IO[bytes], pa.input_stream(str(path), compression="zstd"))
+    return open(path, "rb")
 
 
 def _without_mark(chunk: bytes, display: str) -> bytes:

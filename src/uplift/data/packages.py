@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from uplift.core.errors import DataError, Place, ResourceError, UpliftError, UsageError
+from uplift.core.source_section import FileSource, PackageSource
 from uplift.core.storage import DamagedFiles, commit_directory, file_sha256, read_manifest
 from uplift.data.rows import nearest
 
@@ -109,6 +110,12 @@ def _package(name: str) -> Package:
         known = f"one of: {', '.join(sorted(CATALOGUE))}"
         raise UsageError(f"there is no packaged model or data set `{name}`{nearest(name, CATALOGUE)}", fix=known)
     return CATALOGUE[name]
+
+
+def named_source(text: str) -> FileSource | PackageSource:
+    """What a word on the command line names: a packaged data set, unless a file or folder of that name is there."""
+    packaged = text in CATALOGUE and not Path(text).exists()
+    return PackageSource(name=text) if packaged else FileSource(path=text)
 
 
 def cache_folder() -> Path:

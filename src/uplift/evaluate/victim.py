@@ -8,7 +8,7 @@ label has its own copy of a row when labels are of several tokens), D embedding 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from difflib import SequenceMatcher
 
 import numpy as np
@@ -20,8 +20,8 @@ from uplift.core.errors import DataError
 from uplift.core.recipe import ClassifyTask
 from uplift.core.values import Batch, Encoded, Progress, Sample
 from uplift.data.chat import Encoder
-from uplift.data.formats import content_text, question
 from uplift.data.packing import pack, plan_steps
+from uplift.data.rewording import reworded
 from uplift.evaluate.attacks import Answer
 from uplift.evaluate.statistics import Floats
 from uplift.evaluate.tasks import label_scores
@@ -69,19 +69,9 @@ class Victim:
     # -- texts -------------------------------------------------------------------------------------------------------
     def with_text(self, sample: Sample, text: str) -> Sample:
         """The row with another text, prompt and label unchanged. Raises DataError when its prompt does not show its text."""
-        old = content_text(sample)
-        if not sample.messages:
-            return replace(sample, text=text)
-        place = max(i for i, message in enumerate(sample.messages) if message.role == "user")
-        asked = sample.messages[place].content
-        for before, after in (
-            (question(old, self.task, self.model.labels), question(text, self.task, self.model.labels)),
-            (old, text),
-        ):
-            head, found, tail = asked.rpartition(before)
-            if found:
-                turn = replace(sample.messages[place], content=head + after + tail)
-                return sample.with_messages([*sample.messages[:place], turn, *sample.messages[place + 1 :]])
+        made = reworded(sample, text, self.task, self.model.labels)
+        if made is not None:
+            return made
         raise DataError(
             "the prompt of a row does not show the row's text",
             where=str(sample.origin),

@@ -17,7 +17,7 @@ from uplift.core.legality import clashes_of
 from uplift.core.recipe import BlankModel, ClassifyTask, Recipe, Task
 from uplift.core.run import Run
 from uplift.core.technique import Phase, Technique
-from uplift.core.values import Corpus, Encoded, Part, derive_seed
+from uplift.core.values import Corpus, Encoded, Part, Setting, derive_seed
 from uplift.data.audit import Audit, audit
 from uplift.data.chat import Encoder
 from uplift.data.dataset import Parts, load_parts
@@ -27,6 +27,7 @@ from uplift.learn.feed import Feed, fixed_batches
 from uplift.learn.learner import Learner
 from uplift.learn.optim import apply_groups, build_optimizer, peak_lr, resolve_groups, shares_of_muon
 from uplift.learn.parallel import Parallel
+from uplift.learn.quality import quality_step
 from uplift.learn.schedule import Horizon
 from uplift.model.blank import open_blank, tokenizer_folder
 from uplift.model.language_model import LanguageModel
@@ -85,7 +86,7 @@ def assemble(recipe: Recipe, base_dir: Path, parallel: Parallel, parts: Parts | 
     """Read the data, open the model and apply the ``samples`` chain; the model is not edited yet."""
     head = resolve_head(recipe.task, model_kind(recipe.model, base_dir))
     _refuse_clashes(recipe, head)
-    parts = parts or load_parts(recipe.data, recipe.task, base_dir, head)
+    parts = parts or load_parts(recipe.data, recipe.task, base_dir, head, quality=quality_step)
     model = _open(recipe, base_dir, parallel, parts, head)
     techniques = [technique.fresh() for technique in recipe.techniques]
     for technique in techniques:
@@ -98,6 +99,9 @@ def assemble(recipe: Recipe, base_dir: Path, parallel: Parallel, parts: Parts | 
             *model.notes,
             f"{texts} training texts are read as {pieces} passages of at most {encoder.max_length} tokens",
         )
+    setting = Setting(model, encoder, recipe.task, plain)
+    for technique in techniques:
+        technique.meet(setting)
     corpora = {part: apply_samples(corpus, techniques) for part, corpus in plain.items()}
     return Assembly(recipe, parts, model, techniques, encoder, plain, corpora, _warnings(recipe, parts))
 

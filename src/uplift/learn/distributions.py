@@ -5,6 +5,7 @@ Shape legend: K trained units, k of one chunk, D hidden width, V vocabulary or c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -86,6 +87,19 @@ def symmetric_divergence(p: Predictions, q: Predictions, weights_K: Tensor) -> T
         return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(-1)
 
     return _summed(p, weights_K, both, len(q))
+
+
+def jensen_shannon(p: Predictions, q: Predictions, weights_K: Tensor) -> Tensor:
+    """``sum_k w_k JS(p_k, q_k)`` in nats: the mean of both KL divergences from their mean; gradients reach both."""
+
+    def one(part: slice) -> Tensor:
+        log_p, log_q = p.log_probabilities(part), q.log_probabilities(part)
+        # ln(p / m) = ln 2 - softplus(ln q - ln p): exactly 0 where both are equal.
+        from_p = math.log(2.0) - F.softplus(log_q - log_p)
+        from_q = math.log(2.0) - F.softplus(log_p - log_q)
+        return 0.5 * (log_p.exp() * from_p + log_q.exp() * from_q).sum(-1)
+
+    return _summed(p, weights_K, one, len(q))
 
 
 def entropy(p: Predictions, weights_K: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ def rollout(
     Dropout is off. Raises ModelError for a model that cannot go on from what it has read.
     """
     if not {"past_key_values", "use_cache"} <= model.layout.arguments:
-        raise ModelError("this model cannot write token by token", fix="leave `on_policy` out")
+        raise ModelError("this model cannot write token by token", fix="use a causal model that keeps keys and values")
     longest, device = max(map(len, prompts)), model.device
     padded = [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
     seen = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
@@ -49,7 +49,7 @@ def rollout(
             hidden_BLD = model.backbone.module(
                 input_ids=step_BL, attention_mask=seen_BL, past_key_values=cache, use_cache=True, **options
             )[0]
-            chosen = _draw(model.logits(hidden_BLD[:, -1]).double().cpu(), temperature, luck)
+            chosen = draw(model.logits(hidden_BLD[:, -1]).double().cpu(), temperature, luck)
             for row in sorted(open_rows):
                 written[row].append(chosen[row])
                 if chosen[row] in ends:
@@ -61,7 +61,7 @@ def rollout(
     return written
 
 
-def _draw(scores_BV: Tensor, temperature: float, luck: Sequence[torch.Generator]) -> list[int]:
+def draw(scores_BV: Tensor, temperature: float, luck: Sequence[torch.Generator]) -> list[int]:
     """One token for each row, by inverting the cumulative distribution at the row's own random number."""
     if temperature == 0:
         return [int(place) for place in scores_BV.argmax(-1)]

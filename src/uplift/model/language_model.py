@@ -24,6 +24,8 @@ from uplift.model.quiet import quiet
 from uplift.model.taps import Taps
 from uplift.model.virtual_prompt import PREFIX, VirtualPrompt, joined
 
+CONTEXT = 32_768
+"""Longest context where the model's configuration names none."""
 ADAPTER = "adapter"
 """Folder of an unmerged PEFT adapter inside a saved model."""
 
@@ -255,3 +257,10 @@ class LanguageModel(nn.Module):
             if not is_adapter_tensor(name):
                 state[name.replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")] = tensor
         return state
+
+
+def context_of(model: LanguageModel) -> int:
+    """Tokens that the model can read at once, beside its virtual prompt."""
+    settings = model.config.get_text_config()
+    limit = model.layout.longest or getattr(settings, "max_position_embeddings", None) or CONTEXT
+    return int(limit) - model.virtual_length

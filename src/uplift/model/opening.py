@@ -137,6 +137,34 @@ def resolve_model(text: str, base_dir: Path = Path()) -> Model:
     raise ModelError(f"`{text}` is not a model", why="it holds no config.json" if path.exists() else "", fix=fix)
 
 
+def open_asked(spec: Model, auto: Any, base_dir: Path, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model of another kind that is only asked (``auto``: ``AutoModelForMaskedLM``, ``AutoModelForSeq2SeqLM``), and its
+    tokenizer. Raises ModelError, ResourceError.
+    """
+    with quiet():
+        located = locate(spec, base_dir)
+        tokenizer = load_tokenizer(located.folder, [])
+        model, missing = _load(auto, located.folder, _configuration(located.folder))
+        if missing:
+            _refuse_missing(located.folder, missing)
+        return model.float().to(device).eval().requires_grad_(False), tokenizer
+
+
+def asked_kind(spec: Model, base_dir: Path) -> Literal["causal", "masked", "translating"]:
+    """What a model can be asked for: to go on, to fill gaps, or to turn one text into another. Raises ModelError."""
+    with quiet():
+        folder = locate(spec, base_dir).folder
+        config = _configuration(folder)
+    if getattr(config, "is_encoder_decoder", False):
+        return "translating"
+    if any("MaskedLM" in str(name) for name in config.architectures or ()):
+        return "masked"
+    if kind_of(config, folder) == "causal":
+        return "causal"
+    why = f"{config.model_type} was saved without a head that fills gaps"
+    raise ModelError("this model writes nothing", where=Place(str(folder)), why=why, fix="name a model that writes")
+
+
 # -- where it is -------------------------------------------------------------------------------------------------------
 def locate(spec: Model, base_dir: Path) -> Located:
     """The folder of a model, fetched or converted if need be, with its files judged. Raises ModelError, ResourceError."""

@@ -9,36 +9,24 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from uplift.core.errors import UsageError
-from uplift.core.values import Message, Origin, Sample, derive_seed
+from uplift.core.values import Generation, Message, Origin, Sample, derive_seed
 from uplift.data.chat import Encoder
 from uplift.model.backbone import cache_of, evaluating
-from uplift.model.language_model import LanguageModel
+from uplift.model.language_model import LanguageModel, context_of
 
 Prompt = str | Sequence[Message]
 """Text to continue as it stands, or turns to answer (rendered by the model's own chat template)."""
 OnText = Callable[[int, str], None]
 """Called with (index of the prompt, new piece of its text) as soon as the piece is certain."""
 
-CONTEXT = 32_768
-"""Longest context where the model's configuration names none."""
 UNFINISHED = "\ufffd"
-
-
-@dataclass(frozen=True)
-class Generation:
-    """One answer. ``finished``: the model ended it (or a stop text did), or the length limit cut it."""
-
-    text: str
-    tokens: int
-    prompt_tokens: int
-    finished: Literal["stop", "length"]
 
 
 def generate(
@@ -61,7 +49,7 @@ def generate(
     that leaves no room, or numbers out of range.
     """
     _check(model, max_new_tokens, temperature, top_p, batch_size, stop)
-    room = _context(model) - max_new_tokens
+    room = context_of(model) - max_new_tokens
     encoder = Encoder(model.tokenizer, room, "causal")
     ids = [_encode(encoder, prompt, index) for index, prompt in enumerate(prompts)]
     settings = _settings(model, encoder, max_new_tokens, temperature, top_p)
@@ -83,18 +71,12 @@ def _check(
         raise UsageError(
             "sampling settings are out of range", fix="use temperature >= 0, 0 < top_p <= 1 and a batch of at least 1"
         )
-    if not 1 <= max_new_tokens < _context(model):
+    if not 1 <= max_new_tokens < context_of(model):
         raise UsageError(
-            f"{max_new_tokens} new tokens do not fit", fix=f"ask for 1 to {_context(model) - 1}, the model's context"
+            f"{max_new_tokens} new tokens do not fit", fix=f"ask for 1 to {context_of(model) - 1}, the model's context"
         )
     if any(not text for text in stop):
         raise UsageError("an empty stop text would stop at once", fix="leave it out")
-
-
-def _context(model: LanguageModel) -> int:
-    settings = model.config.get_text_config()
-    limit = model.layout.longest or getattr(settings, "max_position_embeddings", None) or CONTEXT
-    return int(limit) - model.virtual_length
 
 
 def _encode(encoder: Encoder, prompt: Prompt, index: int) -> list[int]:

@@ -25,6 +25,7 @@ from uplift.data.chat import Encoder
 from uplift.data.dataset import Parts, load_parts
 from uplift.learn.assemble import CPU_MICRO_TOKENS, DEVICE_MICRO_TOKENS, apply_samples, corpora_of, resolve_head
 from uplift.learn.linear_loss import CPU_CHUNK, DEVICE_CHUNK_ELEMENTS
+from uplift.learn.quality import quality_step
 from uplift.learn.scoring import shared_prefix
 from uplift.model.opening import model_kind
 from uplift.study import machine
@@ -176,7 +177,7 @@ def plan(
     the data and the model's configuration raises.
     """
     head = resolve_head(recipe.task, model_kind(recipe.model, base_dir))
-    parts = parts or load_parts(recipe.data, recipe.task, base_dir, head)
+    parts = parts or load_parts(recipe.data, recipe.task, base_dir, head, quality=quality_step)
     labels = parts.labels if isinstance(recipe.task, ClassifyTask) else ()
     model = hollow_model(recipe, base_dir, labels, parts.train)
     encoder = Encoder(model.tokenizer, recipe.train.max_length, model.kind)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import importlib.resources
 from collections.abc import Sequence
 
@@ -67,19 +69,32 @@ def render_page(
 
 
 def _page(name: str, content: Html) -> str:
-    style = (importlib.resources.files("uplift.study") / "report.css").read_text(encoding="utf-8")
+    told = "Made by Uplift. All numbers stand in report.json beside this page; intervals are 95 % unless they say otherwise."
+    return whole_page(name, content, told)
+
+
+def whole_page(name: str, content: Html, told: str, *, style: str = "", script: str = "") -> str:
+    """A complete document around ``content``; ``told`` is its last line, ``style`` stands behind the reports' own.
+
+    ``script``, if any, is the only one that the page's policy lets run: it is known by its hash.
+    """
+    shared = (importlib.resources.files("uplift.study") / "report.css").read_text(encoding="utf-8")
+    policy = f"{POLICY}; script-src {_source_of(script)}" if script else POLICY
     head = join(
         element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        element("meta", http_equiv="Content-Security-Policy", content=policy),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", name="color-scheme", content="light dark"),
         element("title", f"{name}: Uplift report"),
-        element("style", Html(style)),
+        element("style", Html(shared + style)),
     )
-    told = "Made by Uplift. All numbers stand in report.json beside this page; intervals are 95 % unless they say otherwise."
-    footer = element("footer", told)
-    body = element("body", element("main", content), footer)
+    footer = element("footer", prose(told))
+    body = element("body", element("main", content), footer, element("script", Html(script)) if script else None)
     return f"<!doctype html>\n{element('html', element('head', head), body, lang='en')}\n"
+
+
+def _source_of(script: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
 def _hero(report: CommonReport, kind: str, headline: str, reasons: Sequence[str], tiles: Sequence[Html | None]) -> Html:

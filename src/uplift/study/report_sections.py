@@ -21,10 +21,12 @@ from uplift.core.report import (
     WrittenSample,
 )
 from uplift.study.markup import Html, element, join, prose
+from uplift.study.prepare_table import prepare_table
 from uplift.study.robustness_table import robustness_table
 from uplift.study.word_table import WordTable
 from uplift.study.wording import (
     GLOSSARY,
+    rows_in_words,
     show_bytes,
     show_count,
     show_number,
@@ -262,7 +264,11 @@ def data_section(data: DataReport | None) -> Html | None:
     """Where every input row went."""
     if data is None:
         return None
-    checked = [(data.rows_kept, "", "kept"), (data.rows_quarantined, "loss", "quarantined")]
+    checked = [
+        (data.rows_kept, "", "kept"),
+        (data.rows_dropped, "third", "dropped"),
+        (data.rows_quarantined, "loss", "quarantined"),
+    ]
     parts = [(data.train, "", "train"), (data.validation, "second", "validation"), (data.test, "third", "test")]
     flow = element(
         "div",
@@ -272,7 +278,7 @@ def data_section(data: DataReport | None) -> Html | None:
         class_="flow card",
     )
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(data.reasons.items(), key=lambda item: -item[1]))
-    lead = f"{data.rows_in:,} rows in = {data.rows_kept:,} kept + {data.rows_quarantined:,} quarantined"
+    lead = rows_in_words(data)
     lead += f" ({reasons}), listed in `quarantine.jsonl`." if reasons else "."
     if data.leaked is not None:
         lead += (
@@ -280,7 +286,25 @@ def data_section(data: DataReport | None) -> Html | None:
             if data.leaked
             else " No test row stands in the training data."
         )
-    return section("Data", lead, flow)
+    return section("Data", lead, flow, _prepared(data))
+
+
+def _prepared(data: DataReport) -> Html | None:
+    """What each step of `data.prepare` did."""
+    if not data.prepared:
+        return None
+    shown = prepare_table(data.prepared)
+    numbers = range(1, len(shown.head) - 1)
+    rows = (
+        element("tr", row_head(element("code", row[0])), *(number(row[i]) for i in numbers), element("td", row[-1]))
+        for row in shown.rows
+    )
+    head = [
+        shown.head[0].capitalize(),
+        *(number_head(shown.head[i].capitalize()) for i in numbers),
+        shown.head[-1].capitalize(),
+    ]
+    return join(element("p", prose(shown.lead), class_="muted small"), table(head, rows, shown.title))
 
 
 def _stack(title: str, parts: Sequence[tuple[int | None, str, str]], whole: int) -> Html:

@@ -23,10 +23,12 @@ from uplift.core.report import (
     Robustness,
 )
 from uplift.study.exports import exports_table
+from uplift.study.prepare_table import prepare_table
 from uplift.study.robustness_table import robustness_table
 from uplift.study.word_table import WordTable
 from uplift.study.wording import (
     DASH,
+    rows_in_words,
     show_bytes,
     show_count,
     show_interval,
@@ -324,6 +326,8 @@ def _pair(predicted: str, measured: str, ratio: str) -> str:
 
 def _tail(report: CommonReport, console: Console) -> None:
     if report.data is not None:
+        if report.data.prepared:
+            console.print(_word_table(prepare_table(report.data.prepared)))
         console.print(_text(f"data: {_rows(report.data)}"))
     for event in report.events:
         console.print(_text(f"event: {event.code} × {event.count}: {event.text}"))
@@ -332,7 +336,7 @@ def _tail(report: CommonReport, console: Console) -> None:
 
 
 def _rows(data: DataReport) -> str:
-    text = f"{data.rows_in:,} rows in = {data.rows_kept:,} kept + {data.rows_quarantined:,} quarantined"
+    text = rows_in_words(data)
     parts = [
         f"{count:,} {name}"
         for count, name in ((data.train, "train"), (data.validation, "validation"), (data.test, "test"))

@@ -122,13 +122,18 @@ def _one_line(text: str) -> str:
 
 
 def _data_section(look: FirstLook, data: str) -> str:
-    validation, test = (0.1, 0.2) if look.rows >= 500 else (0.15, 0.3)
+    (_, validation), (_, test) = split_shares(look.rows)
     why = "" if look.rows >= 500 else "; few rows, so a larger share is kept for testing"
     return (
         f"data:\n  train: {data}\n"
         f"  # By a hash of the content: duplicates never stand on both sides{why}.\n"
         f"  split: {{validation: {validation}, test: {test}, by: content}}\n"
     )
+
+
+def split_shares(rows: int) -> tuple[tuple[str, float], tuple[str, float]]:
+    """Shares of the held-out parts: of few rows a larger one, or their scores say nothing."""
+    return (("validation", 0.1), ("test", 0.2)) if rows >= 500 else (("validation", 0.15), ("test", 0.3))
 
 
 def _task_section(look: FirstLook) -> str:

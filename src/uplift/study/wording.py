@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from uplift.core.report import Difference, Interval, Report
+from uplift.core.report import DataReport, Difference, Interval, Report
 
 PLAIN_METRICS = frozenset(
     {"nll", "bits_per_byte", "perplexity", "mcc", "brier", "loss", "validation_loss", "calibration_error"}
@@ -120,6 +120,12 @@ def show_number(value: float | None) -> str:
 def show_ratio(measured: float | None, predicted: float | None) -> str:
     """Measured over predicted: ``1.07 ×``."""
     return f"{measured / predicted:.2f} ×" if measured is not None and predicted else DASH
+
+
+def rows_in_words(data: DataReport) -> str:
+    """Where the input rows went, as a sum."""
+    dropped = f" + {data.rows_dropped:,} dropped" if data.prepared else ""
+    return f"{data.rows_in:,} rows in = {data.rows_kept:,} kept{dropped} + {data.rows_quarantined:,} quarantined"
 
 
 def _minus(number: str) -> str:

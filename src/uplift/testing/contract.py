@@ -63,14 +63,15 @@ def recipe_for(directory: Path, techniques: list[Technique], **changes: Any) -> 
     head = "classifier" if "class_head" in needs else "words"
     routed = any("routers" in technique.declare().gives for technique in techniques)
     mixed, dropped = "routers" in needs and not routed, "dropout_in_model" in needs
-    folder = directory / ("model" + "-moe" * mixed + "-dropout" * dropped)
+    biased = not (routed and head == "classifier")  # a mixture with biases has no classification head
+    folder = directory / ("model" + "-moe" * mixed + "-dropout" * dropped + "-unbiased" * (not biased))
     # The plain one too: it must not depend on which recipe was made in this folder first.
-    for place, make, rate in (
-        (directory / "model", tiny_causal, 0.0),
-        (folder, tiny_moe if mixed else tiny_causal, 0.2 * dropped),
+    for place, make, rate, bias in (
+        (directory / "model", tiny_causal, 0.0, True),
+        (folder, tiny_moe if mixed else tiny_causal, 0.2 * dropped, biased),
     ):
         if not (place / "config.json").exists():
-            make(place, attention_bias=True, attention_dropout=rate)  # some techniques train biases
+            make(place, attention_bias=bias, attention_dropout=rate)  # some techniques train biases
     if folder.name != "model":
         changes = {"model": {"id": str(folder)}, **changes}
     return tiny_recipe(directory, "classify", techniques=techniques, task_options={"head": head}, **changes)

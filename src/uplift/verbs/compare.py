@@ -32,6 +32,7 @@ from uplift.data.dataset import Parts, load_parts
 from uplift.evaluate.outcomes import Outcomes, score
 from uplift.evaluate.tasks import chosen_rows
 from uplift.learn.assemble import HeadKind, resolve_head
+from uplift.learn.quality import quality_step
 from uplift.model.opening import model_kind
 from uplift.study.baseline import tfidf
 from uplift.study.compare import ArmResult, Conclusion, Cost, conclude
@@ -270,7 +271,7 @@ def _parts(recipe: Recipe, study: Study) -> Parts:
     head = _head(recipe, study.base_dir)
     key = json.dumps([recipe.data.model_dump(mode="json"), recipe.task.model_dump(mode="json"), head], sort_keys=True)
     if key not in study.parts:
-        study.parts[key] = load_parts(recipe.data, recipe.task, study.base_dir, head)
+        study.parts[key] = load_parts(recipe.data, recipe.task, study.base_dir, head, quality=quality_step)
     return study.parts[key]
 
 

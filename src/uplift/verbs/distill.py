@@ -12,13 +12,13 @@ from uplift.core.errors import Place, UsageError
 from uplift.core.model_section import GgufModel, HfModel
 from uplift.core.recipe import ChatTask, FileSource
 from uplift.core.storage import write_atomically
-from uplift.core.values import Message, Sample
+from uplift.core.values import Generation, Message, Sample
 from uplift.data.formats import to_samples
 from uplift.data.sources import read_source
 from uplift.learn.parallel import pick_device
+from uplift.model.endpoint import Endpoint
 from uplift.model.opening import open_model, resolve_model
-from uplift.serve.endpoint import Endpoint
-from uplift.serve.generate import Generation, generate
+from uplift.serve.generate import generate
 from uplift.study.first_look import FirstLook, first_look
 from uplift.study.suggestion import distillation, quoted
 

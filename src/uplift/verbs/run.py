@@ -131,11 +131,12 @@ def _carry_out(
 
 
 def _tell_data(parts: Parts, folder: Run, display: Display) -> None:
-    lines = [json.dumps(bad.as_json(), ensure_ascii=False) for bad in parts.quarantined]
-    if lines:
-        write_atomically(folder.quarantine_file, "\n".join(lines) + "\n")
+    for file, rows in ((folder.quarantine_file, parts.quarantined), (folder.removed_file, parts.dropped)):
+        if rows:
+            write_atomically(file, "".join(json.dumps(row.as_json(), ensure_ascii=False) + "\n" for row in rows))
     sizes = f"{len(parts.train)} train, {len(parts.validation)} validation, {len(parts.test)} test"
-    display.stage(f"{parts.rows_in} rows: {sizes}, {len(lines)} quarantined")
+    dropped = f"{len(parts.dropped)} dropped, " if parts.prepared else ""
+    display.stage(f"{parts.rows_in} rows: {sizes}, {dropped}{len(parts.quarantined)} quarantined")
 
 
 def chosen_test(assembly: Assembly) -> list[int]:
@@ -260,12 +261,14 @@ def _report(
     data = DataReport(
         rows_in=parts.rows_in,
         rows_kept=parts.rows_kept,
+        rows_dropped=len(parts.dropped),
         rows_quarantined=len(parts.quarantined),
         train=len(parts.train),
         validation=len(parts.validation),
         test=len(parts.test),
         labels=parts.labels,
         reasons=reasons,
+        prepared=parts.prepared,
         leaked=parts.leakage.ngram,
         fingerprint=parts.fingerprint,
     )

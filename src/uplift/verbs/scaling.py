@@ -30,6 +30,7 @@ from uplift.core.study_report import ScalingReport
 from uplift.data.chat import Encoder
 from uplift.data.dataset import Parts, load_parts
 from uplift.learn.assemble import apply_samples, corpora_of, resolve_head
+from uplift.learn.quality import quality_step
 from uplift.model.opening import model_kind
 from uplift.study.plan import EFFICIENCY, ENCODED_SAMPLE, STEP_SECONDS, Tokens, measured_machine, sample_tokens, spread
 from uplift.study.scaling import (
@@ -122,7 +123,7 @@ def scaling(recipe: Recipe, base_dir: Path, design: Design, *, console: Console 
 def _examine(recipe: Recipe, base_dir: Path) -> tuple[Parts, Tokens]:
     """The rows, and the lengths of the training rows."""
     head = resolve_head(recipe.task, model_kind(recipe.model, base_dir))
-    parts = load_parts(recipe.data, recipe.task, base_dir, head)
+    parts = load_parts(recipe.data, recipe.task, base_dir, head, quality=quality_step)
     if not parts.test:
         fix = "add `data.split.test: 0.1` or `data.test`"
         raise DataError("the study has nothing to measure on", where="data.split", why="there is no test part", fix=fix)

@@ -12,12 +12,12 @@ from tokenizers import Tokenizer
 
 from uplift.core.errors import UsageError
 from uplift.core.model_section import BlankModel, TokenizerKind, TrainTokenizer
-from uplift.core.recipe import FileSource, PackageSource, Split, TextTask
+from uplift.core.recipe import Split, TextTask
 from uplift.core.storage import commit_directory
 from uplift.core.values import Sample
 from uplift.data.formats import to_samples
 from uplift.data.merges import NewToken, choose_tokens, extended
-from uplift.data.packages import CATALOGUE
+from uplift.data.packages import named_source
 from uplift.data.sources import read_source
 from uplift.data.splitting import split
 from uplift.data.tokenizer import TokenizerFit, measure_tokenizer, texts_of, train_tokenizer
@@ -132,8 +132,7 @@ def _texts(sources: Sequence[str], column: str) -> tuple[list[str], list[str]]:
     """(texts to work from, texts kept out), cut by content as a recipe's parts are."""
     samples: list[Sample] = []
     for name in sources:
-        source = PackageSource(name=name) if name in CATALOGUE and not Path(name).exists() else FileSource(path=name)
-        samples += to_samples(read_source(source, Path()).rows, TextTask(text=column), "language").samples
+        samples += to_samples(read_source(named_source(name), Path()).rows, TextTask(text=column), "language").samples
     parts = split(samples, Split(test=HELD_OUT))
     made_from, kept_out = list(texts_of(parts["train"])), list(texts_of(parts["test"]))
     return made_from, kept_out or made_from

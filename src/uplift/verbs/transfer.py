@@ -27,6 +27,7 @@ from uplift.data.chat import Encoder
 from uplift.data.dataset import Parts, load_parts
 from uplift.evaluate.outcomes import require_same_items
 from uplift.learn.assemble import apply_samples, corpora_of, resolve_head
+from uplift.learn.quality import quality_step
 from uplift.model.opening import model_kind
 from uplift.study.plan import ENCODED_SAMPLE, Tokens, sample_tokens, spread
 from uplift.study.structure import hollow_model
@@ -86,7 +87,7 @@ def _examine(recipe: Recipe, base_dir: Path) -> tuple[Parts, Tokens, int]:
         fix = "name a pretrained model; the study draws its weights anew by itself"
         raise UsageError("a new model has no pretraining to measure", where="model.use", fix=fix)
     head = resolve_head(recipe.task, model_kind(recipe.model, base_dir))
-    parts = load_parts(recipe.data, recipe.task, base_dir, head)
+    parts = load_parts(recipe.data, recipe.task, base_dir, head, quality=quality_step)
     if not parts.test:
         fix = "add `data.split.test: 0.2` or `data.test`"
         raise DataError("the study has nothing to measure on", where="data.split", why="there is no test part", fix=fix)

@@ -87,7 +87,7 @@ class Sparsify(Technique):
     rows: Annotated[int, Field(ge=1, le=100_000)] = 64
     """Training rows that Wanda measures inputs on, at even distances through the data."""
 
-    phase: ClassVar[Phase] = "structure"
+    phase: ClassVar[Phase] = "precision"
     capabilities: ClassVar[Capabilities] = Capabilities(
         needs=frozenset({"training", "train_rows"}),
         mutates=frozenset({"zeros"}),

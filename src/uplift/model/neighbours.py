@@ -11,8 +11,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
+from transformers import PreTrainedTokenizerBase
 
 from uplift.data.tokens import SafeTokenizer
+from uplift.data.words import case_of, in_case
 from uplift.model.language_model import LanguageModel
 
 CHUNK = 8192
@@ -21,18 +23,18 @@ MARKS = ("\u0120", "\u2581")
 """What byte-level and sentencepiece vocabularies put before a token that begins a word."""
 
 
-def case_of(word: str) -> str | None:
-    """``lower``, ``title`` or ``upper``; None for other spellings."""
-    if word.islower():
-        return "lower"
-    if len(word) > 1 and word.isupper():
-        return "upper"
-    return "title" if word[:1].isupper() and word[1:].lower() == word[1:] else None
-
-
-def in_case(word: str, case: str) -> str:
-    """``word`` in the given case."""
-    return {"lower": word.lower(), "title": word[:1].upper() + word[1:].lower(), "upper": word.upper()}[case]
+def whole_words(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Word -> id, of the alphabetic tokens that begin a word and are all of it."""
+    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    mark = next((mark for mark in MARKS if any(token and token.startswith(mark) for token in tokens)), "")
+    found: dict[str, int] = {}
+    for index, token in enumerate(tokens):
+        if not token or token.startswith("##") or not token.startswith(mark):
+            continue
+        word = str(tokenizer.convert_tokens_to_string([token])).strip()
+        if len(word) > 1 and word.isalpha():
+            found.setdefault(word, index)
+    return found
 
 
 class Neighbours:
@@ -44,17 +46,7 @@ class Neighbours:
     @cached_property
     def words(self) -> dict[str, int]:
         """Word -> id, of tokens that begin a word and are all of it."""
-        tokenizer = self._model.tokenizer
-        tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-        mark = next((mark for mark in MARKS if any(token and token.startswith(mark) for token in tokens)), "")
-        found: dict[str, int] = {}
-        for index, token in enumerate(tokens):
-            if not token or token.startswith("##") or not token.startswith(mark):
-                continue
-            word = str(tokenizer.convert_tokens_to_string([token])).strip()
-            if len(word) > 1 and word.isalpha():
-                found.setdefault(word, index)
-        return found
+        return whole_words(self._model.tokenizer)
 
     def ids(self, text: str) -> list[int]:
         """Tokens of a text in the middle of another."""

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from uplift.core.errors import ResourceError, UsageError
-from uplift.core.values import Message
-from uplift.serve.generate import Generation
+from uplift.core.values import Generation, Message
 
 AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 """Answers of a server that is busy; all other refusals are final."""

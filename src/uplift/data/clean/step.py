@@ -1,0 +1,71 @@
+"""What a step of `data.prepare` is: it says of each text whether it goes on, how it is changed, and under which rule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """Characters ``start`` to ``end`` of a text become ``new``; ``rule`` says why."""
+
+    start: int
+    end: int
+    new: str
+    rule: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """``text`` as it goes on, or None: dropped. ``counts``: rule -> how often it struck (a drop has one rule, once).
+
+    ``detail`` says what was found, for people. ``edits`` (in order, not overlapping) lead from the old text to the new one,
+    where the step knows them; labelled spans of a row move along with them.
+    """
+
+    text: str | None
+    counts: Mapping[str, int] = field(default_factory=dict)
+    detail: str = ""
+    edits: tuple[Edit, ...] | None = None
+
+
+def dropped(rule: str, detail: str) -> Verdict:
+    """The verdict on a text that goes."""
+    return Verdict(None, {rule: 1}, detail)
+
+
+def edited(text: str, edits: Sequence[Edit]) -> Verdict:
+    """The verdict on a text that is changed in these places."""
+    counts: dict[str, int] = {}
+    pieces, at = [], 0
+    for edit in edits:
+        pieces += [text[at : edit.start], edit.new]
+        counts[edit.rule] = counts.get(edit.rule, 0) + 1
+        at = edit.end
+    return Verdict("".join([*pieces, text[at:]]), counts, "", tuple(edits))
+
+
+class CleaningStep:
+    """Base of all steps. One that looks at each text alone writes only ``judge``.
+
+    A step with ``looks_at_all`` first gets ``sketch`` of every chunk of texts (in worker processes; what it returns travels
+    between processes: numpy arrays and plain values), then ``settle`` once with all sketches in the order of the rows, and
+    then judges: ``row`` is the running number of the text, from 0, in the order in which it was sketched.
+    ``judge`` is called in worker processes too, and must give the same verdict in any of them and in any order.
+    """
+
+    looks_at_all: ClassVar[bool] = False
+
+    def sketch(self, texts: Sequence[str]) -> Any:
+        """What ``settle`` must know of these texts."""
+        raise NotImplementedError
+
+    def settle(self, sketches: Iterable[Any]) -> None:
+        """Decide, from all sketches, what ``judge`` will say."""
+        raise NotImplementedError
+
+    def judge(self, row: int, text: str) -> Verdict:
+        """What becomes of the text."""
+        raise NotImplementedError

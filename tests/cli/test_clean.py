@@ -1,0 +1,96 @@
+"""`uplift data clean` and `uplift data rules` on the command line: what is printed, exit codes, JSON, no torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from uplift.cli.main import main
+from uplift.testing.tiny import tiny_rows, write_rows
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> str:
+    rows = tiny_rows("text", 30)
+    odd = {"text": "Ask anna.smith@mail-server.net, she knows [red]everything[/red] about it"}
+    return str(write_rows(tmp_path / "rows.jsonl", [*rows, rows[0], odd]))
+
+
+def test_it_tells_what_it_did(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "clean", source, "--output", str(tmp_path / "out")]) == 0
+    text = "".join(capsys.readouterr().out.split())  # lines wrap where the terminal ends
+    for told in (
+        "32 rows in = 31 kept + 1 dropped + 0 quarantined",
+        "dedup/exact",
+        f"same as {source}:1",
+        "[red]everything[/red]",
+    ):
+        assert "".join(told.split()) in text
+    for told in ("[email]", "the web filters are off", "data.jsonl"):
+        assert "".join(told.split()) in text
+
+
+def test_json_and_dry_run(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "clean", source, "--dry-run", "--json", "--steps", "repair,dedup"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["path"] is None and found["card"]["rows_kept"] == 31
+    assert [step["use"] for step in found["card"]["steps"]] == ["repair", "dedup"]
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_steps_from_a_file(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    alone, recipe, none = tmp_path / "steps.yaml", tmp_path / "recipe.yaml", tmp_path / "none.yaml"
+    alone.write_text("prepare: [{use: dedup, near: false}]\n")
+    recipe.write_text("model: x\ndata:\n  train: rows.jsonl\n  prepare: [{use: decontaminate, against: [rows.jsonl]}]\n")
+    none.write_text("model: x\n")
+    assert main(["data", "clean", source, "--dry-run", "--json", "--recipe", str(alone)]) == 0
+    assert json.loads(capsys.readouterr().out)["card"]["settings"][0]["near"] is False
+    assert main(["data", "clean", source, "--dry-run", "--recipe", str(recipe)]) == 65
+    assert "no row is left" in capsys.readouterr().err
+    assert main(["data", "clean", source, "--dry-run", "--recipe", str(none)]) == 2
+    assert "there are no steps in this file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "there is nothing to clean"),
+        (["rows.jsonl"], "nowhere to write to"),
+        (["rows.jsonl", "--dry-run", "--steps", "clean"], "there is no step `clean`"),
+        (["rows.jsonl", "--dry-run", "--steps", "repair", "--recipe", "x.yaml"], "both name steps"),
+        (["rows.jsonl", "--dry-run", "--workers", "0"], ""),
+    ],
+)
+def test_what_cannot_be_done_is_said(
+    words: list[str],
+    told: str,
+    source: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["data", "clean", *words]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_rules_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "rules", "--json"]) == 0
+    rules = json.loads(capsys.readouterr().out)
+    assert len(rules) >= 20 and {rule["set"] for rule in rules} == {"c4", "gopher", "fineweb"}
+    assert all(rule["name"] and rule["meaning"] for rule in rules)
+    assert main(["data", "rules"]) == 0
+    assert rules[0]["name"] in capsys.readouterr().out
+
+
+def test_cleaning_starts_without_torch(source: str) -> None:
+    code = (
+        "import sys; from uplift.cli.main import main\n"
+        f"assert main(['data', 'clean', {source!r}, '--dry-run', '--json']) == 0\n"
+        "sys.exit(int('torch' in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

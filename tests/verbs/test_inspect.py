@@ -1,0 +1,86 @@
+"""``uplift data inspect``: the command, its page and its JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from uplift.cli.main import main
+from uplift.core.errors import DataError, UsageError
+from uplift.core.recipe import HfModel
+from uplift.data.explore.findings import Inspection
+from uplift.model.opening import open_model
+from uplift.testing.tiny import tiny_causal, tiny_encoder, tiny_rows, write_rows
+from uplift.verbs.inspect import inspect, mean_embeddings
+
+
+@pytest.fixture(scope="module")
+def causal(tmp_path_factory) -> str:
+    return str(tiny_causal(tmp_path_factory.mktemp("causal")))
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory) -> str:
+    return str(tiny_encoder(tmp_path_factory.mktemp("encoder")))
+
+
+def test_the_command_writes_a_page_and_prints_json(tmp_path: Path, causal: str, capsys) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", tiny_rows("classify", 80))
+    page = tmp_path / "out" / "page.html"
+    assert main(["data", "inspect", str(rows), "--model", causal, "--output", str(page), "--json"]) == 0
+    found = Inspection.model_validate(json.loads(capsys.readouterr().out))
+    assert found.overview.rows == 80 and found.tokens and found.tokens.tokenizer == causal
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert main(["data", "inspect", str(rows), "--model", causal, "--output", str(page)]) == 0
+    told = capsys.readouterr().out
+    assert "80 read = 80 used" in told and "page.html" in told.replace("\n", "")
+
+
+def test_parts_and_limits_reach_the_findings(tmp_path: Path, causal: str) -> None:
+    rows = tiny_rows("text", 60)
+    train, test = write_rows(tmp_path / "train.jsonl", rows), write_rows(tmp_path / "test.jsonl", rows[:10])
+    found = inspect(str(train), parts={"test": str(test)}, model=causal, limit=50)
+    assert [(part.part, part.rows) for part in found.splits.parts] == [("train", 50), ("test", 10)]
+    assert found.splits.leaks[0].normalized == 10 and any("--limit" in note for note in found.notes)
+
+
+def test_an_encoder_draws_the_map(tmp_path: Path, encoder: str) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", tiny_rows("classify", 60))
+    found = inspect(str(rows), model=encoder, device="cpu")
+    assert found.topics and found.topics.by == f"embeddings of {encoder}" and len(found.topics.points) == 60
+    assert found.learning and not found.learning.template
+
+
+def test_embeddings_are_the_mean_of_each_text_alone(encoder: str) -> None:
+    model = open_model(HfModel(id=encoder), head="class", base_dir=Path(), device=torch.device("cpu"), seed=0)
+    texts = [row["text"] for row in tiny_rows("text", 20)]
+    together = mean_embeddings(model, texts)
+    alone = np.concatenate([mean_embeddings(model, [text]) for text in texts])
+    assert together.shape == (20, 32) and np.abs(together - alone).max() <= 1e-5
+    inputs = model.tokenizer(texts[0], return_tensors="pt")
+    hidden = model.pretrained.base_model(**inputs).last_hidden_state[0].mean(dim=0)
+    assert np.abs(hidden.detach().numpy() - together[0]).max() <= 1e-5
+
+
+def test_a_folder_of_documents_is_looked_at(tmp_path: Path, causal: str) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for index, row in enumerate(tiny_rows("text", 40)):
+        (folder / f"{index:02d}.txt").write_text(row["text"], encoding="utf-8")
+    found = inspect(str(folder), model=causal)
+    assert found.overview.goal == "text" and found.overview.rows == 40
+
+
+def test_mistakes_are_named(tmp_path: Path, causal: str) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", tiny_rows("classify", 20))
+    with pytest.raises(DataError, match="no such file"):
+        inspect(str(tmp_path / "row.jsonl"), model=causal)
+    with pytest.raises(DataError, match="no column `txt`"):
+        inspect(str(rows), model=causal, column="txt")
+    with pytest.raises(Exception, match="is not a model"):
+        inspect(str(rows), model=str(tmp_path))
+    assert main(["data", "inspect", str(rows), "--limit", "0"]) == UsageError.exit_code
