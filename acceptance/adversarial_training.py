@@ -9,16 +9,16 @@ from typing import Any
 from acceptance.protocol import Claim, Experiment, Metrics
 from acceptance.training import REVIEWS, accuracy, few_reviews, train
 
-ROWS, EPS = 500, 0.1
-SECTION = {"epochs": 8, "batch_tokens": 1024, "lr": 2e-4}
+ROWS, EPS = 500, 0.03
+"""Larger attacks from the first step on keep the new head from learning anything: FGM at 0.05 ends at one class."""
+SECTION = {"epochs": 8, "batch_tokens": 1024, "lr": 1e-4}
 ARMS: dict[str, list[dict[str, Any]]] = {
     "plain": [],
     "noise": [{"use": "random_noise", "eps": EPS}],
     "fgm": [{"use": "fgm", "eps": EPS}],
     "freelb": [{"use": "freelb", "eps": EPS}],
-    "pgd": [{"use": "pgd", "eps": EPS}],
 }
-ATTACKS = {"attacks": ["embedding", "typo"], "rows": 300, "queries": 30, "eps": [EPS / 2, EPS], "steps": 10}
+ATTACKS = {"attacks": ["embedding", "typo"], "rows": 200, "queries": 30, "eps": [EPS / 2, EPS], "steps": 10}
 
 
 def arm(techniques: list[dict[str, Any]], seed: int, folder: Path) -> Metrics:
@@ -36,7 +36,7 @@ def arm(techniques: list[dict[str, Any]], seed: int, folder: Path) -> Metrics:
 PGD = f"pgd_{EPS:g}"
 EXPERIMENT = Experiment(
     name="adversarial_training",
-    techniques=("fgm", "freelb", "pgd", "random_noise"),
+    techniques=("fgm", "freelb", "random_noise"),
     question=f"Do FGM and FreeLB make MiniLM right more often under PGD ({EPS:g} of the embeddings' norm) than noise does?",
     budget=f"8 epochs of the same {ROWS} reviews; attacks cost 2 to 4 times the time of the plain arm",
     arms={name: partial(arm, techniques) for name, techniques in ARMS.items()},
