@@ -41,8 +41,8 @@ REFUSED = {
         *product(["kl_reference", "z_loss"], ["linear_probe", "lp_ft"]),
         # A teacher's answers are smooth already.
         ("distill", "label_smoothing"),
-        # Hidden states stand still below a head that trains alone.
-        ("match_hidden", "linear_probe"),
+        # Nothing changes below a head that trains alone.
+        *product(["match_attention", "match_hidden"], ["linear_probe"]),
         # These train no router, or need linear layers where a mixture has experts.
         *product(["router_balance"], [*ADAPTERS, "linear_probe", "quantized_base", "widen"]),
         # A model grows once at a time, and all of the grown one trains.
@@ -66,6 +66,9 @@ REFUSED = {
         *product(["mixup"], ["cutoff", "distill", "fgm", "freelb", "label_smoothing", "pgd", "r_drop", "random_noise"]),
         *product(["mixup"], ["kl_reference", "mup", "smart", "virtual_adversarial", "z_loss"]),
         *product(["augment_model", "back_translation", "synthetic"], ["linear_probe", "lp_ft", "mixup"]),
+        # The model's own answers are scored under the embeddings they were drawn from, by a language head.
+        *product(["discriminator_reward"], ["cutoff", "fgm", "freelb", "neftune", "pgd", "random_noise", "smart"]),
+        *product(["discriminator_reward"], ["linear_probe", "lp_ft", "mixup", "virtual_adversarial"]),
         # New embeddings know no likeness of words.
         *product(["augment_words"], ["mup", "reinitialize"]),
         # One average is evaluated, and the average of a weight that becomes zero is not zero.

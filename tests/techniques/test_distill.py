@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from uplift.learn.scoring import prompted, score_classes, score_labels
 from uplift.techniques import on_policy, teacher as teachers
 from uplift.techniques.answer_cache import AnswerCache
 from uplift.techniques.distill.distill import Distill
+from uplift.techniques.distill.match_attention import MatchAttention
 from uplift.techniques.distill.match_hidden import MatchHidden, distance, even_pairs
 from uplift.techniques.label_teacher import _asked, label_log_probabilities
 from uplift.testing.passes import forward_pass, open_tiny, outputs, random_batch
@@ -551,3 +553,92 @@ def test_both_work_together_and_ask_the_teacher_once(opener, folders) -> None:
     forward = forward_pass(model, batch)
     terms = technique.terms(forward, batch) | hidden.terms(forward, batch)
     assert len(terms) == 2 and len(calls) == 1
+
+
+# -- attention ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("head", ["language", "class"])
+def test_attention_is_that_of_transformers(opener, folders, head) -> None:
+    model, batch = opener(head=head), random_batch()
+    technique = MatchAttention(teacher=str(folders["third"]), layers=[[1, 3], [2, 1]], relations=["attention"])
+    technique.edit(model)
+    technique.begin(model, dict(model.parameters_by_name()))
+    forward = forward_pass(model, batch)
+    (term,) = technique.terms(forward, batch).values()
+    teacher, expected, begin = open_tiny(folders["third"]), 0.0, 0
+    for each in (model, teacher):
+        each.pretrained.set_attn_implementation("eager")
+    for length in batch.lengths:
+        part = slice(begin, begin + length)
+        ids, begin = batch.ids[:, part], begin + length
+        with torch.no_grad():
+            own, its = (m.pretrained.model(input_ids=ids, output_attentions=True).attentions for m in (model, teacher))
+        weights = batch.weights[0, part] if head == "language" else torch.full((length,), 1.0 / length)
+        for mine, other in ((0, 2), (1, 0)):
+            p, q = its[other][0], own[mine][0]
+            between = torch.where(p > 0, p * (p.log() - q.log()), torch.zeros_like(p)).sum(-1).mean(0)
+            expected += 0.5 * float((between * weights).sum())
+    assert float(term.sum.detach()) == pytest.approx(expected, rel=1e-4) and term.unit == forward.unit
+
+
+def test_relations_follow_their_formula_and_are_zero_against_oneself(opener, folders) -> None:
+    """Values of a wider teacher with other heads: softmax(V V' / sqrt(d)) over the tokens before, in equally many heads."""
+    model, batch = opener(), random_batch()
+    technique = MatchAttention(teacher=str(folders["wide"]), relations=["values"])
+    technique.edit(model)
+    technique.begin(model, dict(model.parameters_by_name()))
+    forward = forward_pass(model, batch)
+    (term,) = technique.terms(forward, batch).values()
+    states = [forward.attended[2].values[0], forward.under(technique._models[0]).attended[4].values[0]]
+    widths = [each.shape[0] * each.shape[2] for each in states]
+    heads = max(n for n in range(1, 5) if widths[0] % n == 0 and widths[1] % n == 0)
+    expected, begin = 0.0, 0
+    for length in batch.lengths:
+        part, begin = slice(begin, begin + length), begin + length
+        chances = []
+        for state, width in zip(states, widths, strict=True):
+            wide = state[:, part].permute(1, 0, 2).reshape(length, heads, width // heads)
+            scores = torch.einsum("ihd,jhd->hij", wide, wide) / math.sqrt(width // heads)
+            later = torch.ones(length, length, dtype=torch.bool).triu(1)
+            chances.append(scores.masked_fill(later, float("-inf")).softmax(-1))
+        q, p = chances
+        between = torch.where(p > 0, p * (p.log() - q.log()), torch.zeros_like(p)).sum(-1).mean(0)
+        expected += float((between * batch.weights[0, part]).sum().detach())
+    assert float(term.sum.detach()) == pytest.approx(expected, rel=1e-4) and expected > 0
+    itself = MatchAttention(relations=["queries", "keys", "values", "attention"])
+    own = opener()
+    itself.edit(own)
+    itself.begin(own, dict(own.parameters_by_name()))
+    (term,) = itself.terms(forward_pass(own, batch), batch).values()
+    assert abs(float(term.sum.detach())) < 1e-6
+
+
+def test_attention_comes_nearer_and_goes_on_after_a_stop(tmp_path, folders) -> None:
+    recipe = tiny_recipe(
+        tmp_path, techniques=[{"use": "match_attention", "teacher": str(folders["wide"]), "strength": 10.0}], train={"steps": 6}
+    )
+    whole = train(recipe, tmp_path / "whole")
+    assert whole.techniques[0].effect().passed
+    assert not differences(whole, train_in_two_parts(recipe, tmp_path / "parts", 4))
+    found = [value for (_, name), value in sorted(whole.metrics.items()) if name == "loss_match_attention"]
+    assert found[-1] < found[0]
+
+
+def test_heads_that_do_not_fit_are_refused(opener, folders, tmp_path) -> None:
+    fewer = folders | {"fewer": tiny_causal(tmp_path / "fewer", num_attention_heads=2, num_key_value_heads=1, head_dim=16)}
+
+    def begin(teacher: str = "wide", **options: Any) -> None:
+        model, technique = opener(), MatchAttention(teacher=str(fewer[teacher]), **options)
+        technique.edit(model)
+        technique.begin(model, dict(model.parameters_by_name()))
+
+    with pytest.raises(RecipeError, match="does not fit"):
+        begin(heads=7)
+    with pytest.raises(RecipeError, match="cannot compare `attention`"):
+        begin("fewer", relations=["attention"])
+    begin("fewer")
+    with pytest.raises(RecipeError, match="names a layer"):
+        begin(layers=[[1, 9]])
+    with pytest.raises(RecipeError, match="another tokenizer"):
+        begin("foreign")
+    with pytest.raises(ValidationError, match="named once"):
+        begin(relations=["keys", "keys"])

@@ -203,6 +203,8 @@ class Pass(Protocol):
     """(1, T, D) output of the backbone."""
     layers: Mapping[int, Tensor]
     """Layer (from 1) -> its output (1, T, D), of the layers that the model's ``tap`` names."""
+    attended: Mapping[int, Any]
+    """Layer (from 1) -> what its attention compared, of the layers that the model's ``tap_attention`` names."""
     unit: Unit
     """What the head's losses count: ``tokens`` (language head) or ``samples`` (class head)."""
 

@@ -22,6 +22,7 @@ from uplift.learn.distributions import (
     symmetric_divergence,
 )
 from uplift.learn.linear_loss import Losses, class_losses, linear_cross_entropy
+from uplift.model.attention import Attended
 from uplift.model.language_model import LanguageModel
 
 
@@ -47,6 +48,7 @@ class ForwardPass:
         self.unit: Unit = "samples" if model.head_kind == "class" else "tokens"
         self.hidden = model.hidden(embeddings, batch.positions, batch.lengths, start=start)
         self.layers: Mapping[int, Tensor] = model.taps.take(batch.lengths) if model.taps is not None else {}
+        self.attended: Mapping[int, Attended] = model.attention_taps.take() if model.attention_taps is not None else {}
         self._shared: dict[Hashable, Any] = {}
         self._distilled: Distilled | None = None
 

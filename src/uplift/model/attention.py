@@ -27,6 +27,8 @@ KeyValues = Sequence[tuple[Tensor, Tensor]]
 """Keys and values (1, G, P, d) of a prefix, one pair per layer."""
 
 _LONGEST_STEP = 128
+WATCH = "uplift_watch"
+"""Attribute of an attention module: a function that is given what each packed call compares, as ``Attended``."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,27 @@ class Documents:
         # Only a bound for the kernel: rounded up, so that a compiled graph is not rebuilt for every row.
         longest = -(-max(lengths) // _LONGEST_STEP) * _LONGEST_STEP
         return cls(tuple(lengths), starts.to(device, non_blocking=True), longest, prefix)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How scores are made and what may be seen. ``scaling`` None: 1 / sqrt(d); ``window``: tokens back, with the own one."""
+
+    causal: bool
+    window: int | None = None
+    scaling: float | None = None
+    softcap: float | None = None
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class Attended:
+    """What one call compared: queries (1, H, T, d), keys and values (1, G, T, d) of a packed row, positions applied."""
+
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    rule: Rule
 
 
 def packed_attention(
@@ -80,24 +103,18 @@ def packed_attention(
         raise NotImplementedError("this attention variant has no packed form")
     if documents.windows is not None:
         documents.windows.append(sliding_window)
+    rule = Rule(causal, sliding_window, scaling, softcap, dropout)
+    watch = getattr(module, WATCH, None)
+    if watch is not None:
+        watch(Attended(query, key, value, rule))
     if _kernel_fits(query, documents, dropout, softcap):
         return _kernel(query, key, value, documents, causal, sliding_window, scaling), None
     prefix = documents.prefix[int(module.layer_idx)] if documents.prefix is not None else None  # type: ignore[arg-type]
-    rule = _Rule(causal, sliding_window, scaling, softcap, dropout)
     outputs = [
         _run(q, k, v, length, prefix, rule)
         for length, q, k, v in zip(*_runs(documents.lengths, query, key, value), strict=True)
     ]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), None
-
-
-@dataclass(frozen=True)
-class _Rule:
-    causal: bool
-    window: int | None
-    scaling: float | None
-    softcap: float | None
-    dropout: float
 
 
 def _runs(lengths: tuple[int, ...], *states: Tensor) -> Iterator[Sequence[Any]]:
@@ -112,7 +129,7 @@ def _runs(lengths: tuple[int, ...], *states: Tensor) -> Iterator[Sequence[Any]]:
         yield torch.split(state, [size for _, size in runs], dim=2)
 
 
-def _run(query: Tensor, key: Tensor, value: Tensor, length: int, prefix: tuple[Tensor, Tensor] | None, rule: _Rule) -> Tensor:
+def _run(query: Tensor, key: Tensor, value: Tensor, length: int, prefix: tuple[Tensor, Tensor] | None, rule: Rule) -> Tensor:
     """Attention inside each of n equally long documents: (1, H, n L, d) -> (1, n L, H, d)."""
     total, count = query.shape[2], query.shape[2] // length
     q, k, v = (x.transpose(1, 2).reshape(count, length, *x.shape[1::2]).transpose(1, 2) for x in (query, key, value))
@@ -130,7 +147,7 @@ def _run(query: Tensor, key: Tensor, value: Tensor, length: int, prefix: tuple[T
     return out.transpose(1, 2).reshape(1, total, out.shape[1], -1)
 
 
-def _mask(queries: int, keys: int, rule: _Rule, device: torch.device) -> Tensor | None:
+def _mask(queries: int, keys: int, rule: Rule, device: torch.device) -> Tensor | None:
     """(L, P + L) true where a query may look, aligned at the end; None when ``is_causal`` (or nothing) says the same."""
     windowed = rule.window is not None and keys > rule.window
     if not rule.causal or (queries == keys and not windowed and rule.softcap is None):
@@ -139,14 +156,18 @@ def _mask(queries: int, keys: int, rule: _Rule, device: torch.device) -> Tensor 
     return mask.triu(keys - queries - rule.window + 1) if windowed and rule.window else mask
 
 
-def _softcapped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rule: _Rule) -> Tensor:
-    """Attention whose scores are bent to ``softcap * tanh(scores / softcap)`` (Gemma 2), written out: no kernel has it."""
-    groups = query.shape[1] // key.shape[1]
-    k, v = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+def scores_of(query: Tensor, key: Tensor, rule: Rule) -> Tensor:
+    """(..., H, L, P + L): how well queries (..., H, L, d) fit keys (..., G, P + L, d), scaled and bent, nothing hidden yet."""
+    k = key.repeat_interleave(query.shape[-3] // key.shape[-3], dim=-3)
     scale = rule.scaling if rule.scaling is not None else query.shape[-1] ** -0.5
     scores = query @ k.transpose(-1, -2) * scale
-    if rule.softcap is not None:
-        scores = rule.softcap * torch.tanh(scores / rule.softcap)
+    return scores if rule.softcap is None else rule.softcap * torch.tanh(scores / rule.softcap)
+
+
+def _softcapped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rule: Rule) -> Tensor:
+    """Attention whose scores are bent to ``softcap * tanh(scores / softcap)`` (Gemma 2), written out: no kernel has it."""
+    scores = scores_of(query, key, rule)
+    v = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     chances = nn.functional.dropout(scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype), rule.dropout)
@@ -168,7 +189,7 @@ def _plain(
     """Attention of an ordinary batch, as transformers does it, softcap included."""
     if softcap is None:
         return sdpa_attention_forward(module, query, key, value, mask, dropout, scaling, causal, **others)[0]
-    rule = _Rule(causal and mask is None, None, scaling, softcap, dropout)
+    rule = Rule(causal and mask is None, None, scaling, softcap, dropout)
     if mask is None:
         mask = _mask(query.shape[2], key.shape[2], rule, query.device)
     return _softcapped(query, key, value, mask, rule).transpose(1, 2).contiguous()

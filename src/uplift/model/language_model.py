@@ -14,6 +14,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from uplift.core.errors import ModelError
 from uplift.model import heads
 from uplift.model.attention import KeyValues
 from uplift.model.backbone import Backbone, Layout, evaluating, word_embedding
@@ -21,7 +22,7 @@ from uplift.model.bottleneck import FOLDER, bottlenecks, save_bottlenecks
 from uplift.model.grid import Grid
 from uplift.model.packed import Packed, save_packed
 from uplift.model.quiet import quiet
-from uplift.model.taps import Taps
+from uplift.model.taps import AttentionTaps, Taps
 from uplift.model.virtual_prompt import PREFIX, VirtualPrompt, joined
 
 CONTEXT = 32_768
@@ -81,6 +82,7 @@ class LanguageModel(nn.Module):
         self.packed: Packed | None = None  # the final weights as integers: what is then written in place of floats
         self.grid: Grid | None = None  # what the weights were rounded to, now or before they were opened
         self.taps: Taps | None = None
+        self.attention_taps: AttentionTaps | None = None
         self.kind, self.head_kind, self.labels = kind, head_kind, tuple(labels)
         self.identity, self.notes = dict(identity or {}), tuple(notes)
         self.layout = layout
@@ -184,6 +186,19 @@ class LanguageModel(nn.Module):
             self.taps.close()
         wanted = list(layers)
         self.taps = Taps(self.layers, wanted, self.layout.packed) if wanted else None
+
+    def tap_attention(self, layers: Iterable[int]) -> None:
+        """From now on every ``ForwardPass`` keeps what the attention of these layers (1-based) compares; none: no more.
+
+        Raises ModelError for a model whose documents cannot share a row: its attention is transformers' own.
+        """
+        wanted = list(layers)
+        if wanted and not self.layout.packed:
+            why = f"{type(self.pretrained).__name__} has attention of a kind that runs padded"
+            raise ModelError("this model's attention cannot be looked at", why=why, fix="compare its hidden states instead")
+        if self.attention_taps is not None:
+            self.attention_taps.close()
+        self.attention_taps = AttentionTaps(self.layers, wanted) if wanted else None
 
     # -- structure ---------------------------------------------------------------------------------------------------
     @property

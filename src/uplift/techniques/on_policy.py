@@ -1,4 +1,4 @@
-"""Distillation on the model's own answers: it writes, and the teacher says at every token what it would have said."""
+"""Training on the model's own answers: which samples it answers, what it writes, what a teacher says of every token of it."""
 
 from __future__ import annotations
 
@@ -24,9 +24,12 @@ def drawn(batch: Batch, share: float) -> list[int]:
 
 
 def own_answers(
-    model: LanguageModel, batch: Batch, places: Sequence[int], ends: frozenset[int], max_new_tokens: int
+    model: LanguageModel, batch: Batch, places: Sequence[int], ends: frozenset[int], max_new_tokens: int, draws: int = 1
 ) -> list[Encoded]:
-    """Those samples with an answer of the model's own behind the question: all before the first trained token."""
+    """Those samples with an answer of the model's own behind the question: all before the first trained token.
+
+    ``draws`` answers to each, one behind the other; the first is the same however many there are.
+    """
     ids, weights = batch.ids[0].tolist(), batch.weights[0].tolist()
     prompts, begin = {}, 0
     for place, length in enumerate(batch.lengths):
@@ -34,11 +37,16 @@ def own_answers(
             first = next(index for index in range(begin, begin + length) if weights[index] > 0)
             prompts[place] = ids[begin : first + 1]  # a weight stands where its token is predicted, one before it
         begin += length
-    seeds = [derive_seed(batch.seed, PURPOSE, "answer", batch.progress.step, batch.sample_ids[place]) for place in prompts]
-    answers = rollout(model, list(prompts.values()), ends=ends, max_new_tokens=max_new_tokens, seeds=seeds)
+    asked = [(place, draw) for place in prompts for draw in range(draws)]
+    seeds = [
+        derive_seed(batch.seed, PURPOSE, "answer", batch.progress.step, batch.sample_ids[place], *([draw] if draw else []))
+        for place, draw in asked
+    ]
+    questions = [prompts[place] for place, _ in asked]
+    answers = rollout(model, questions, ends=ends, max_new_tokens=max_new_tokens, seeds=seeds)
     return [
         Encoded(batch.sample_ids[place], [*prompt, *answer], [0.0] * len(prompt) + [1.0] * len(answer))
-        for (place, prompt), answer in zip(prompts.items(), answers, strict=True)
+        for (place, _), prompt, answer in zip(asked, questions, answers, strict=True)
     ]
 
 
