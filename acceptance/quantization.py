@@ -10,19 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from acceptance.protocol import Claim, Experiment, Metrics
+from acceptance.small import SHAPE
 from acceptance.training import reviews, train
 from uplift.core.storage import write_atomically
 from uplift.testing.tiny import tiny_causal, write_rows
 
-SHAPE = {
-    "hidden_size": 128,
-    "intermediate_size": 384,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "initializer_range": 0.02,
-}
-"""A Llama of 0.9M parameters with a byte-level vocabulary."""
 TEST_ROWS, VALIDATION_ROWS, CALIBRATION_ROWS = 600, 200, 256
 BASE = {"epochs": 3, "batch_tokens": 4096, "max_length": 256, "lr": 2e-3}
 FURTHER = {"epochs": 1, "batch_tokens": 4096, "max_length": 256, "lr": 5e-4}
@@ -75,7 +67,7 @@ def started(seed: int, folder: Path) -> tuple[Path, dict[str, Path], Path]:
     home, files = folder.parent / f"seed-{seed}", texts(folder.parent / "texts")
     fresh = home / "start"
     if not (fresh / "config.json").exists():
-        tiny_causal(fresh, seed=seed, **SHAPE)
+        tiny_causal(fresh, seed=seed, initializer_range=0.02, **SHAPE)
     _, _, run = measured(home, "base", fresh, files, BASE, seed)
     return home, files, run / "model"
 

@@ -84,7 +84,9 @@ def best(rates: Sequence[float], train_at: Callable[[float], Metrics], by: str, 
 
 
 def tuned(kept: Path, rates: Sequence[float], train_at: Callable[[float], Metrics], by: str) -> float:
-    """The rate that is ``best``, looked for once and remembered in the file ``kept``."""
+    """The rate at which ``by`` is lowest, looked for once and remembered in the file ``kept``; of one rate, that."""
+    if len(rates) == 1:
+        return rates[0]
     if not kept.exists():
         tried = {rate: train_at(rate)[by] for rate in rates}
         write_atomically(kept, json.dumps({"rate": min(tried, key=tried.__getitem__), "tried": list(tried.items())}))

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
 from uplift.core.export_section import Export as Export
 from uplift.core.model_section import (
@@ -94,6 +94,17 @@ class TextTask(Section):
     text: str = "text"
 
 
+def _with_text(value: str) -> str:
+    if "{text}" not in value:
+        raise ValueError("the question needs a `{text}` slot")
+    return value
+
+
+Question = Annotated[str, AfterValidator(_with_text)]
+"""What is asked about a text, with slots ``{text}`` and ``{labels}``."""
+QUESTION = "{text}\n\nWhich label fits: {labels}? Answer with the label only."
+
+
 class ClassifyTask(Section):
     """Text classification by label words (language head) or by a classification head.
 
@@ -108,14 +119,7 @@ class ClassifyTask(Section):
     head: Literal["auto", "words", "classifier"] = "auto"
     system: Annotated[str, Field(min_length=1)] | None = None
     """System message in `words` mode; default: the chat template's own."""
-    prompt: str = "{text}\n\nWhich label fits: {labels}? Answer with the label only."
-
-    @field_validator("prompt")
-    @classmethod
-    def _has_text_slot(cls, value: str) -> str:
-        if "{text}" not in value:
-            raise ValueError("the prompt needs a `{text}` slot")
-        return value
+    prompt: Question = QUESTION
 
 
 Task = Annotated[ChatTask | TextTask | ClassifyTask, Field(discriminator="use")]

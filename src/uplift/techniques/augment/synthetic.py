@@ -15,10 +15,10 @@ from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from uplift.core.model_section import Model
-from uplift.core.recipe import ClassifyTask
+from uplift.core.recipe import QUESTION, ClassifyTask, Question
 from uplift.core.values import Effect, Origin, Sample, derive_seed
 from uplift.data.formats import content_text, labelled, question, sample_id
 from uplift.data.rewording import MADE_BY
@@ -29,7 +29,6 @@ from uplift.techniques.sieve import Sieve
 from uplift.techniques.teacher import open_teacher, speaks_words
 from uplift.techniques.written_rows import Draft, WrittenRows, filled
 
-QUESTION: str = ClassifyTask.model_fields["prompt"].default
 SHORT_ANSWER = 16
 MAX_LENGTH = 1024
 
@@ -65,19 +64,12 @@ class Synthetic(WrittenRows):
     """Least probability that the judge gives the wanted label (0: no judge)."""
     judge: Model | None = None
     """Who judges: a classifier of the same labels, or a language model that is asked in words; default: who writes."""
-    question: Annotated[str, Field(min_length=1)] = QUESTION
+    question: Question = QUESTION
     """What a judge is asked in words, with slots `{text}` and `{labels}`."""
 
     off: ClassVar[Mapping[str, Any]] = {"rows": 0}
 
     _distinct: float = PrivateAttr(0.0)
-
-    @field_validator("question")
-    @classmethod
-    def _has_text_slot(cls, value: str) -> str:
-        if "{text}" not in value:
-            raise ValueError("the question needs a `{text}` slot")
-        return value
 
     @model_validator(mode="after")
     def _one_author(self) -> Self:

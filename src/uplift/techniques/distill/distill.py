@@ -15,12 +15,12 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 from torch import Tensor
 
 from uplift.core.capability import Capabilities
 from uplift.core.errors import DataError, RecipeError
-from uplift.core.recipe import ClassifyTask
+from uplift.core.recipe import QUESTION, Question
 from uplift.core.technique import Parameters
 from uplift.core.values import Batch, Corpus, Effect, Pass, Progress, Sample, Term, Terms, derive_seed
 from uplift.data.chat import Encoder
@@ -34,7 +34,6 @@ from uplift.techniques.foreign_teacher import ForeignTeacher
 from uplift.techniques.label_teacher import label_log_probabilities
 from uplift.techniques.teacher import Head, Taught, name_of, speaks_words
 
-QUESTION: str = ClassifyTask.model_fields["prompt"].default
 VERSION = 1
 """Part of a cache's name; raise it when the same question would be answered differently."""
 CACHE_CLASH = ("the teacher's kept answers are to tokens that come again in every epoch", "set `cache: false`")
@@ -64,7 +63,7 @@ class Distill(Taught):
     ask: Literal["auto", "classes", "words"] = "auto"
     """How a classifier's teacher is asked: by its own classification head, or in words as a language model; `auto`: as its
     files say."""
-    question: Annotated[str, Field(min_length=1)] = QUESTION
+    question: Question = QUESTION
     """What a teacher is asked in words, with slots `{text}` and `{labels}`."""
     max_length: Annotated[int, Field(ge=8, le=2**20)] = 1024
     """Longest text in tokens that a classifier's teacher, or one with another tokenizer, reads."""
@@ -94,13 +93,6 @@ class Distill(Taught):
     _first: float = PrivateAttr(0.0)
     _last: float = PrivateAttr(0.0)
     _total: float = PrivateAttr(0.0)
-
-    @field_validator("question")
-    @classmethod
-    def _has_text_slot(cls, value: str) -> str:
-        if "{text}" not in value:
-            raise ValueError("the question needs a `{text}` slot")
-        return value
 
     @model_validator(mode="after")
     def _aligned_alone(self) -> Self:
