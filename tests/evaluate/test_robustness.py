@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from uplift.core import report
@@ -30,7 +31,7 @@ from uplift.learn.parallel import Parallel
 from uplift.model.language_model import LanguageModel
 from uplift.model.neighbours import Neighbours
 from uplift.techniques.perturbation import norms_of_samples
-from uplift.testing.tiny import tiny_encoder, tiny_encoder_tokenizer, tiny_recipe
+from uplift.testing.tiny import tiny_encoder, tiny_encoder_tokenizer, tiny_recipe, tiny_wordnet
 from uplift.testing.training import open_run
 
 LABELS = ("negative", "positive")
@@ -422,3 +423,15 @@ def test_another_text_changes_the_last_question_alone(words: Prepared) -> None:
 def test_rows_without_label_are_refused(decoder: Prepared) -> None:
     with pytest.raises(DataError, match="no label"):
         decoder.assault([dataclasses.replace(decoder.samples[0], label=None)])
+
+
+def test_synonyms_come_from_the_named_wordnet(decoder, tmp_path) -> None:
+    tiny_wordnet(tmp_path)
+    samples = [labelled("a good film", 1, Origin("rows", 0), decoder.task, "classifier", LABELS)]
+    assault = decoder.assault(samples, wordnet=str(tmp_path))
+    assault.clean = [Answer(1.0, True)]
+    assert assault.synonyms == {"a": [], "good": ["fine"], "film": ["movie"]} != assault.nearest
+    with pytest.raises(ValidationError, match="for the `synonym` attack"):
+        Robustness(attacks=["typo"], wordnet="dict")
+    with pytest.raises(DataError, match="no WordNet"):
+        _ = decoder.assault(wordnet=str(tmp_path / "elsewhere")).synonyms

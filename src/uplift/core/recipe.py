@@ -268,8 +268,8 @@ class Robustness(Section):
     """Attacks on test rows of a classification: how many right answers survive small changes of the text.
 
     typo: a letter becomes its neighbour on the keyboard; swap: two letters change places; drop: a word goes; synonym: a word
-    becomes one that the model embeds alike; gradient: the same, the model's gradient says which word and which other;
-    embedding: gradient steps on the embeddings themselves (PGD), beside noise of the same norm.
+    becomes one that the model embeds alike, or one of `wordnet`; gradient: a word becomes one that the model embeds alike, and
+    the model's gradient says which; embedding: gradient steps on the embeddings (PGD), beside noise of the same norm.
     """
 
     attacks: Annotated[list[Attack], Field(min_length=1, max_length=len(ATTACKS))] = list(ATTACKS)
@@ -284,6 +284,9 @@ class Robustness(Section):
     """embedding: sizes of the attack on a text, its L2 norm as a share of the embeddings' norm."""
     steps: Annotated[int, Field(ge=1, le=1000)] = 10
     """embedding: gradient steps."""
+    wordnet: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+    """synonym: folder with the database files of WordNet (`index.noun`, ...), for English; default: the model's embeddings, in
+    which opposites can be near each other, too."""
     transfer_from: Model | None = None
     """Another model that is attacked first; the texts that mislead it are then shown to this one."""
 
@@ -295,7 +298,9 @@ class Robustness(Section):
         return values
 
     @model_validator(mode="after")
-    def _something_transfers(self) -> Self:
+    def _something_is_for_it(self) -> Self:
+        if self.wordnet is not None and "synonym" not in self.attacks:
+            raise ValueError("`wordnet` is for the `synonym` attack: add it, or leave `wordnet` out")
         if self.transfer_from is not None and set(self.attacks) == {"embedding"}:
             raise ValueError("`transfer_from` shows texts, and the `embedding` attack makes none: add another attack")
         return self

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from uplift.core.recipe import Attack, ClassifyTask, Robustness
 from uplift.core.values import Sample, derive_seed
 from uplift.data.chat import Encoder
 from uplift.data.formats import content_text
+from uplift.data.wordnet import synonyms
 from uplift.data.words import OPTIONS, swaps, typos
 from uplift.evaluate.attacks import Answer, Found, Limits, Options, Search, Words, search
 from uplift.evaluate.embedding_attack import Pushed, push
@@ -148,15 +150,24 @@ class Assault:
             "typo": lambda place: typos(words[place], rng(place)),
             "swap": lambda place: swaps(words[place], rng(place)),
             "drop": lambda place: [""],
-            "synonym": lambda place: self.nearest[words[place]][:OPTIONS],
+            "synonym": lambda place: self.synonyms[words[place]][:OPTIONS],
         }
         return known[attack]
 
     @cached_property
+    def _words(self) -> list[str]:
+        texts = [Words(content_text(self.samples[index])) for index in self.attacked]
+        return list(dict.fromkeys(words[i] for words in texts for i in range(len(words))))
+
+    @cached_property
     def nearest(self) -> dict[str, list[str]]:
         """Words that the model embeds alike, for each word of the rows."""
-        texts = [Words(content_text(self.samples[index])) for index in self.attacked]
-        return self._near.nearest((words[i] for words in texts for i in range(len(words))), POOL)
+        return self._near.nearest(self._words, POOL)
+
+    @cached_property
+    def synonyms(self) -> dict[str, list[str]]:
+        """Words that mean alike, for each word of the rows: of WordNet, or else as the model embeds them."""
+        return self.nearest if self.settings.wordnet is None else synonyms(Path(self.settings.wordnet), self._words)
 
     def _by_gradient(self) -> Callable[[int], Search]:
         """Searches that try the swaps which lower the lead most to first order: where, and for which of the nearest words.

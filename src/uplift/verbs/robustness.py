@@ -37,8 +37,11 @@ class Attacks:
 
     @property
     def _settings(self) -> Robustness | None:
-        """None when there is nothing to do: no attack, or no test rows."""
-        return self._assembly.recipe.evaluate.robustness if len(self._assembly.plain["test"]) else None
+        """With whole paths; None when there is nothing to do: no attack, or no test rows."""
+        settings = self._assembly.recipe.evaluate.robustness if len(self._assembly.plain["test"]) else None
+        if settings is None or settings.wordnet is None:
+            return settings
+        return settings.model_copy(update={"wordnet": str(self._base_dir / Path(settings.wordnet).expanduser())})
 
     def before(self) -> None:
         """Attack the untouched model, unless that was done before."""

