@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
@@ -32,6 +33,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("uplift.cli.export:export_command", "Write a model for another runtime, and compare the two."),
 }
 INTERNAL_ERROR = 70
+TALKATIVE = ("torchao", "torch.utils._pytree")
+"""Loggers that warn of kernels and classes nobody asked for, as soon as they are imported."""
 
 
 def application() -> App:
@@ -59,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        for name in TALKATIVE:
+            logging.getLogger(name).setLevel(logging.ERROR)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # odd characters in data must not break a message
