@@ -127,7 +127,7 @@ class DiscriminatorReward(Technique):
         if self.strength == 0:
             return
         self._model = model
-        self._ends = Encoder(model.tokenizer, self.max_new_tokens + 8, model.kind).end_ids
+        self._ends = Encoder(model.tokenizer, self.max_new_tokens, model.kind).end_ids
         width = model.pretrained.get_input_embeddings().weight.shape[1]
         self._judge = Judge(width, seed=self._seed).to(model.device)
         self._optimizer = torch.optim.Adam(self._judge.parameters(), lr=self.judge_lr, betas=(0.9, 0.99))
