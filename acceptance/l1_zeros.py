@@ -13,9 +13,9 @@ from acceptance.training import REVIEWS, accuracy, evaluated, few_reviews, final
 from uplift.core.storage import write_atomically
 from uplift.techniques.regularize.l1_proximal import zero_share
 
-STRENGTHS = (2.0, 3.0, 4.5, 7.0)
+STRENGTHS = (3.0, 5.0, 8.0, 12.0)
 RATES = (1e-4, 2e-4)
-ROWS, SECTION = 2000, {"epochs": 4}
+ROWS, SECTION = 1000, {"epochs": 4}
 HALF, MARGIN = 50.0, 1.0
 """Per cent of zeros; the strength is chosen with a margin, since other seeds give a little more or less."""
 
