@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from uplift.core.registry import technique_modules
 from uplift.testing.contract import CHECKS, Case
 
+WRITING = {"augment_model", "back_translation", "discriminator_reward", "synthetic"}
+"""They write texts in every run, token by token."""
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 
@@ -22,7 +25,12 @@ def case_of(tmp_path_factory: pytest.TempPathFactory):
     return make
 
 
-@pytest.mark.parametrize("use", sorted(technique_modules()))
-@pytest.mark.parametrize("check", CHECKS)
+def cases():
+    for check, use in product(CHECKS, sorted(technique_modules())):
+        long = check in {"resume", "recipe"} and use in WRITING
+        yield pytest.param(check, use, marks=pytest.mark.slow if long else ())
+
+
+@pytest.mark.parametrize(("check", "use"), cases())
 def test_technique(check: str, use: str, case_of) -> None:
     CHECKS[check](case_of(use))
