@@ -39,6 +39,9 @@ def test_json_and_dry_run(source: str, tmp_path: Path, capsys: pytest.CaptureFix
     found = json.loads(capsys.readouterr().out)
     assert found["path"] is None and found["card"]["rows_kept"] == 31
     assert [step["use"] for step in found["card"]["steps"]] == ["repair", "dedup"]
+    assert set(found["other_seconds"]) == {"reading", "between passes", "writing"}
+    assert sum(found["step_seconds"]) + sum(found["other_seconds"].values()) <= found["seconds"]
+    assert min(found["step_seconds"]) > 0 and "step_seconds" not in found["card"]
     assert not list(tmp_path.glob("out*"))
 
 
