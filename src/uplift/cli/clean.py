@@ -12,6 +12,7 @@ from rich.text import Text
 
 from uplift.cli import printing
 from uplift.core.errors import UsageError
+from uplift.core.interruption import stoppable
 from uplift.core.recipe_file import load_prepare
 from uplift.core.report import StepReport
 from uplift.data.clean.filter import RULES
@@ -80,19 +81,20 @@ def clean_command(
     asked = load_prepare(recipe) if recipe is not None else None
     if steps:
         asked = named_steps([name.strip() for name in steps.split(",")], language or [])
-    done = clean(
-        sources,
-        None if dry_run else output,
-        asked,
-        languages=language or [],
-        against=against or [],
-        base_dir=recipe.parent if recipe is not None else Path(),
-        columns=column or [],
-        spans=spans or [],
-        format=format,
-        workers=workers,
-        tell=printing.progress().print,
-    )
+    with stoppable("what was not complete is removed"):
+        done = clean(
+            sources,
+            None if dry_run else output,
+            asked,
+            languages=language or [],
+            against=against or [],
+            base_dir=recipe.parent if recipe is not None else Path(),
+            columns=column or [],
+            spans=spans or [],
+            format=format,
+            workers=workers,
+            tell=printing.progress().print,
+        )
     printing.print_json(done.to_json()) if json else _show(done)
 
 
