@@ -20,8 +20,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from bench import clean_pipeline, clean_tokens
 from bench.clean_corpus import corpus
-from bench.clean_pipeline import benchmark
 from uplift.core.prepare_section import Decontaminate, Dedup, Lines
 from uplift.core.storage import write_atomically
 from uplift.data.clean.decontaminate import Decontaminator
@@ -117,7 +117,12 @@ def whole(asked: argparse.Namespace, words: Sequence[str]) -> tuple[dict[str, An
     """The whole command with workers beside datatrove's executor."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     size = asked.peer_megabytes or asked.megabytes
-    return benchmark(asked.megabytes, size, asked.workers, asked.datatrove or "", words, environment)
+    return clean_pipeline.benchmark(asked.megabytes, size, asked.workers, asked.datatrove or "", words, environment)
+
+
+def tokens(asked: argparse.Namespace, words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """From rows to token ids."""
+    return clean_tokens.benchmark(asked.megabytes, asked.workers)
 
 
 def options() -> argparse.Namespace:
@@ -128,8 +133,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--words", choices=("spacy", "plain", "both"), default="both", help="how datatrove finds words")
     parser.add_argument("--name", help="name of the file under bench/results")
     parser.add_argument("--pipeline", action="store_true", help="the whole of `uplift data clean`, with workers")
+    parser.add_argument("--tokens", action="store_true", help="from rows to token ids, beside the tokenizer alone")
     parser.add_argument("--peer-megabytes", type=float, help="with --pipeline: megabytes for datatrove (default: the same)")
-    parser.add_argument("--workers", type=int, default=2, help="with --pipeline: processes of each side")
+    parser.add_argument("--workers", type=int, default=2, help="processes (--pipeline) or threads (--tokens) of each side")
     return parser.parse_args()
 
 
@@ -137,7 +143,9 @@ def main() -> int:
     """Measure, print and keep. 1 when a stage is slower than the other side's."""
     asked = options()
     words = ("plain", "spacy") if asked.words == "both" else (asked.words,)
-    action, name = (whole, "clean-pipeline") if asked.pipeline else (compared, "clean")
+    action, name = compared, "clean"
+    if asked.pipeline or asked.tokens:
+        action, name = (whole, "clean-pipeline") if asked.pipeline else (tokens, "clean-tokens")
     found, missed = action(asked, words)
     RESULTS.mkdir(parents=True, exist_ok=True)
     record = {"date": datetime.now(UTC).date().isoformat(), "machine": measure("cpu").describe(), **found}

@@ -13,8 +13,9 @@ import pytest
 from bench.clean import ours
 from bench.clean_corpus import AGAIN, corpus, planted, recombined, write_shards
 
-from bench import clean_pipeline
+from bench import clean_pipeline, clean_tokens
 from uplift.data.packages import cached
+from uplift.data.tokenizer import train_tokenizer
 
 
 def test_stages_are_timed_and_the_planted_duplicates_go(tmp_path: Path) -> None:
@@ -62,3 +63,13 @@ def test_the_whole_command_is_measured(tmp_path: Path) -> None:
     assert len(clean_pipeline.slower({"uplift": found, "datatrove, plain words": peer})) == 1
     clean_pipeline.show({"uplift": found}, 2)
     json.dumps(found)
+
+
+def test_tokens_are_those_of_the_tokenizer_alone(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer("bpe", 300, TEXTS)
+    tokenizer.save_pretrained(tmp_path)
+    texts = [f"{text} {number}" for number in range(20) for text in [*TEXTS, " ".join(TEXTS * 3)]]
+    found = clean_tokens.compared(tokenizer, tmp_path / "tokenizer.json", texts, 64, turns=1)
+    assert found["samples"] > len(texts) and found["uplift tokens"] == found["limit tokens"]
+    assert found["ratio"] == pytest.approx(found["uplift"] / found["limit"])
+    clean_tokens.show({"64": found}, 0.1, 1)
