@@ -85,9 +85,7 @@ def show(found: dict[str, dict[str, float]], megabytes: float, threads: int) -> 
     """A column for each length."""
     table = Table("", *(f"samples of {length} tokens" for length in found), title=f"{megabytes:.1f} MB, {threads} threads")
     for name in next(iter(found.values())):
-        table.add_row(
-            name, *(f"{each[name]:,.2f}" if "tokens" not in name else f"{each[name]:,.0f}" for each in found.values())
-        )
+        table.add_row(name, *(f"{each[name]:,.{0 if name in COUNTS else 2}f}" for each in found.values()))
     Console().print(table)
 
 
