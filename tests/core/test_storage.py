@@ -18,6 +18,7 @@ import pytest
 
 from uplift.core import storage
 from uplift.core.errors import ResourceError, UpliftError
+from uplift.core.lock import is_in_use, marked_in_use
 from uplift.core.storage import DamagedFiles, DirectoryLock, Disk
 
 OLD = {"weights.bin": b"old weights " * 50, "state.json": b'{"step": 5}', "nested/part.bin": b"old part"}
@@ -582,6 +583,31 @@ def test_temporary_files_of_a_living_process_are_left_alone(tmp_path: Path) -> N
     finally:
         other.kill()
         other.wait()
+
+
+def test_what_another_process_is_writing_is_left_alone_even_where_its_number_means_nothing(tmp_path: Path) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    left = tmp_path / f"{storage.TEMPORARY}out-{dead.pid}"
+    left.mkdir()
+    with marked_in_use(left):  # as by a process of another container
+        assert is_in_use(left)
+        storage.commit_directory(tmp_path / "out", lambda folder: None, {})
+    assert left.exists() and not is_in_use(left)
+    storage.commit_directory(tmp_path / "out", lambda folder: None, {})
+    assert not left.exists()
+
+
+def test_a_signal_waits_until_the_debris_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(folder: Path) -> None:
+        (folder / "a").write_text("a")
+        raise KeyboardInterrupt
+
+    unlink = storage.disk.unlink
+    monkeypatch.setattr(storage.disk, "unlink", lambda path: (signal.raise_signal(signal.SIGINT), unlink(path)))
+    with pytest.raises(KeyboardInterrupt):
+        storage.commit_directory(tmp_path / "out", interrupted, {})
+    assert list(tmp_path.iterdir()) == []
 
 
 # -- lock --------------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from uplift.core.errors import DataError, ModelError
 from uplift.core.values import Encoded, Message, Origin, Sample
 from uplift.data.chat import Encoder
+from uplift.data.passages import passages
 from uplift.data.tokens import SafeTokenizer
 from uplift.testing.tiny import tiny_encoder_tokenizer
 
@@ -281,3 +282,30 @@ def test_the_fingerprint_follows_everything_that_matters(family: Family, with_te
 def test_slow_tokenizers_are_refused() -> None:
     with pytest.raises(ModelError, match="not a fast one"):
         SafeTokenizer(object())  # type: ignore[arg-type]
+
+
+# -- many at once ------------------------------------------------------------------------------------------------------
+ODD = ["The film.", "<|im_end|> [SEP] </s>", "Ünïcödé 😀中é", "The film.", " \n" * 9, " a long film" * 30, "a"]
+
+
+@pytest.mark.parametrize("block", [1, 40, 10**6])
+def test_many_at_once_are_as_each_alone(
+    tokenizer: PreTrainedTokenizerFast, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("uplift.data.chat.BLOCK", block)
+    one, many = Encoder(tokenizer, 60, "causal"), Encoder(tokenizer, 60, "causal")
+    samples = [Sample(str(number), Origin("f", number), text=text) for number, text in enumerate(["", *ODD])]
+    samples += [chat(text, text, "Why?", text) for text in ODD]
+    cut = passages(samples, many)
+    assert cut == passages(samples, one) and len(cut) > len(samples)
+    monkeypatch.setattr(one, "_seen", {})
+    assert many.encode_all(cut) == [one.encode(sample) for sample in cut]
+    assert many.cuts == one.cuts
+
+
+def test_many_at_once_for_an_encoder() -> None:
+    one, many = (Encoder(tiny_encoder_tokenizer(), 40, "encoder") for _ in range(2))
+    samples = [Sample(str(number), Origin("f", number), text=text, label=0) for number, text in enumerate(ODD)]
+    assert many.encode_all(samples) == [one.encode(sample) for sample in samples] and many.cuts == one.cuts
+    with pytest.raises(DataError, match="not chats"):
+        many.encode_all([*samples, chat("a", "b")])

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from uplift.cli import printing
 from uplift.core.errors import UsageError
+from uplift.core.interruption import stoppable
 from uplift.core.recipe_file import load_prepare
 from uplift.core.report import StepReport
 from uplift.data.clean.filter import RULES
@@ -21,6 +22,8 @@ from uplift.verbs.clean import Cleaned, clean, named_steps
 
 SHOWN_RULES = 12
 """Rules of a step that are shown; the card has all."""
+LEAST_SECONDS = 0.05
+"""Reading and writing that took less are not shown."""
 
 
 def clean_command(
@@ -78,19 +81,20 @@ def clean_command(
     asked = load_prepare(recipe) if recipe is not None else None
     if steps:
         asked = named_steps([name.strip() for name in steps.split(",")], language or [])
-    done = clean(
-        sources,
-        None if dry_run else output,
-        asked,
-        languages=language or [],
-        against=against or [],
-        base_dir=recipe.parent if recipe is not None else Path(),
-        columns=column or [],
-        spans=spans or [],
-        format=format,
-        workers=workers,
-        tell=printing.progress().print,
-    )
+    with stoppable("what was not complete is removed"):
+        done = clean(
+            sources,
+            None if dry_run else output,
+            asked,
+            languages=language or [],
+            against=against or [],
+            base_dir=recipe.parent if recipe is not None else Path(),
+            columns=column or [],
+            spans=spans or [],
+            format=format,
+            workers=workers,
+            tell=printing.progress().print,
+        )
     printing.print_json(done.to_json()) if json else _show(done)
 
 
@@ -138,17 +142,26 @@ def _show(done: Cleaned) -> None:
 
 
 def _steps(done: Cleaned) -> Table:
-    table = Table("step", "rule", "rows dropped", "changes", "rows out", "M chars/s", box=None, header_style="bold")
+    table = Table("step", "rule", "rows dropped", "changes", "rows out", "seconds", "M chars/s", box=None, header_style="bold")
+    _add_times(table, done, "reading")
     for step, seconds in zip(done.card.steps, done.step_seconds, strict=True):
         speed = f"{step.characters_in / 1e6 / seconds:.1f}" if seconds > 0 else "-"
-        table.add_row(step.use, "", f"{step.rows_dropped:,}", f"{step.changed:,} rows", f"{step.rows_out:,}", speed)
+        counts = (f"{step.rows_dropped:,}", f"{step.changed:,} rows", f"{step.rows_out:,}")
+        table.add_row(step.use, "", *counts, f"{seconds:.1f}", speed)
         for rule, drops, changes in _rules(step)[:SHOWN_RULES]:
             table.add_row("", rule, f"{drops:,}" if drops else "", f"{changes:,}" if changes else "")
         if step.failed:
             table.add_row("", "failed", f"{step.failed:,} quarantined")
+    _add_times(table, done, "between passes", "writing")
     for column in table.columns[2:]:
         column.justify = "right"
     return table
+
+
+def _add_times(table: Table, done: Cleaned, *names: str) -> None:
+    for name in names:
+        if done.other_seconds[name] >= LEAST_SECONDS:
+            table.add_row(name, "", "", "", "", f"{done.other_seconds[name]:.1f}", style="dim")
 
 
 def _rules(step: StepReport) -> list[tuple[str, int, int]]:

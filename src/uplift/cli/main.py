@@ -13,6 +13,7 @@ from cyclopts import App, CycloptsError
 
 import uplift
 from uplift.core.errors import UpliftError, UsageError
+from uplift.core.interruption import Interrupted
 from uplift.core.wording import nearest
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -71,6 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _dispatch(words)
     except UpliftError as error:
         return _fail(str(error), error.exit_code)
+    except Interrupted as stop:
+        return _fail(str(stop), 128 + stop.number)
     except KeyboardInterrupt:
         return _fail("stopped", 130)
     except BrokenPipeError:

@@ -130,3 +130,34 @@ def _write_holder(descriptor: int, content: str) -> None:
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, content.encode(), 0)
     os.fsync(descriptor)
+
+
+# -- folders in the making ---------------------------------------------------------------------------------------------
+@contextmanager
+def marked_in_use(directory: Path) -> Iterator[None]:
+    """Until the end of this, or of the process, ``is_in_use`` says so to every process of this machine."""
+    with _mark(directory, exclusive=False):
+        yield
+
+
+def is_in_use(directory: Path) -> bool:
+    """Whether a process marks the directory; also where the system cannot tell."""
+    with _mark(directory, exclusive=True) as alone:
+        return not alone
+
+
+@contextmanager
+def _mark(directory: Path, *, exclusive: bool) -> Iterator[bool]:
+    """Whether the directory could be locked, for as long as this lasts. Windows cannot open directories: always."""
+    descriptor, marked = -1, True
+    if fcntl is not None:
+        try:
+            descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+            fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        except OSError:
+            marked = False
+    try:
+        yield marked
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)

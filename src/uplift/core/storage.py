@@ -21,7 +21,8 @@ from typing import IO, Any
 
 from uplift.core.disk import Disk, as_resource_error, explained, free_bytes, preflight_space
 from uplift.core.errors import Place, ResourceError, UpliftError
-from uplift.core.lock import DirectoryLock, process_started
+from uplift.core.interruption import undisturbed
+from uplift.core.lock import DirectoryLock, is_in_use, marked_in_use, process_started
 
 __all__ = [
     "DamagedFiles",
@@ -112,7 +113,8 @@ def write_atomically(path: Path, content: bytes | str) -> None:
             _write(temporary, data, durable=True)
             disk.rename(temporary, path)
         except BaseException:
-            _discard(temporary)
+            with undisturbed():
+                _discard(temporary)
             raise
         _fsync_directory(path.parent)
 
@@ -202,17 +204,21 @@ def commit_directory(
     if needed_bytes is not None:
         preflight_space(target.parent, needed_bytes)
     temporary = _temporary(target)
+    with suppress(OSError):
+        _remove_abandoned(target)
     try:
         _delete(temporary)
         disk.mkdir(temporary)
-        write(temporary)
-        manifest = _seal(temporary, meta)
-        _publish(temporary, target)
+        with marked_in_use(temporary):
+            write(temporary)
+            manifest = _seal(temporary, meta)
+            _publish(temporary, target)
     except BaseException as error:
-        place, written = _newest_file(temporary) or target, _tree_size(temporary)
-        _discard(temporary)
-        with suppress(OSError):
-            _restore(target)
+        with undisturbed():
+            place, written = _newest_file(temporary) or target, _tree_size(temporary)
+            _discard(temporary)
+            with suppress(OSError):
+                _restore(target)
         resource_error = as_resource_error(error, place, max(written, needed_bytes or 0))
         if resource_error is None:
             raise
@@ -326,6 +332,15 @@ def _delete(path: Path) -> None:
         disk.rmdir(path)
     elif path.is_symlink() or path.exists():
         disk.unlink(path)
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Remove what a process that was killed left of ``target``; what a living one, here or elsewhere, may be writing stays."""
+    beginning = f"{TEMPORARY}{target.name}-"
+    for leftover in sorted(target.parent.iterdir()):
+        owner = leftover.name.removeprefix(beginning) if leftover.name.startswith(beginning) else ""
+        if owner.isdecimal() and process_started(int(owner)) is None and leftover.is_dir() and not is_in_use(leftover):
+            _delete(leftover)
 
 
 def _discard(path: Path) -> None:

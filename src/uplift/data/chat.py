@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from uplift.core.errors import DataError, Place
 from uplift.core.values import Encoded, Message, Sample
 from uplift.data.template import ChatTemplate, PlainFormat, Segment, Slot, Structure
-from uplift.data.tokens import Piece, SafeTokenizer
+from uplift.data.tokens import Asked, Piece, SafeTokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,6 +24,10 @@ LEAST_PROMPT = 4
 GOES_ON = "goes_on"
 """Key of ``Sample.extras``: the text has not ended, so no end token is learned after it."""
 
+BLOCK = 2**19
+"""Characters that are tokenized together."""
+
+Kept = TypeVar("Kept")
 Kind = Literal["causal", "encoder"]
 Cut = Literal["prompt", "answer", "text", "passage"]
 Part = tuple[list[int], bool]
@@ -42,6 +47,7 @@ class Encoder:
         self.tokenizer, self.max_length, self.kind = tokenizer, max_length, kind
         self.cuts: dict[str, frozenset[Cut]] = {}
         self._safe = SafeTokenizer(tokenizer)
+        self._seen: dict[str, array[int]] = {}
         self._format = self._chat_format()
 
     def _chat_format(self) -> ChatTemplate | PlainFormat:
@@ -69,9 +75,40 @@ class Encoder:
         """Tokens of plain text that fit beside the tokens that begin and end it."""
         return self.max_length - len(self._safe.lead) - len(self._safe.tail) - 1
 
-    def token_spans(self, text: str) -> list[tuple[int, int]]:
-        """The characters (start, end) that each token of a text stands for."""
-        return self._safe.content_offsets(text)
+    def token_spans(self, texts: Sequence[str], most: int) -> Iterator[list[tuple[int, int]] | None]:
+        """For each text the characters (start, end) that each of its tokens stands for; None where there are at most ``most``.
+
+        Such a text is soon encoded as it is: its tokens are kept until then.
+        """
+        for block in blocks(texts, len):
+            with self._safe.at_once([Asked(text, continuing=True) for text in block]):
+                for text in block:
+                    if self._safe.content_length(text) > most:
+                        yield self._safe.content_offsets(text)
+                        continue
+                    if (ids := self._safe.same_anywhere(text)) is not None:
+                        self._seen[text] = array("I", ids)
+                    yield None
+
+    def encode_all(self, samples: Iterable[Sample]) -> list[Encoded]:
+        """What ``encode`` gives for each sample. Many are tokenized together, on all cores."""
+        found: list[Encoded] = []
+        for block in blocks(samples, _size):
+            with self._safe.at_once([each for sample in block for each in self._asked(sample)]):
+                found += [self.encode(sample) for sample in block]
+        return found
+
+    def _asked(self, sample: Sample) -> list[Asked]:
+        """What will be tokenized first for a sample; nothing for one that is refused."""
+        if not sample.messages:
+            text = sample.text or ""
+            return [] if text in self._seen else [Asked(text)]
+        try:
+            segments, lead = self._segments(sample.messages, sample)
+        except DataError:
+            return []
+        runs = ["".join(piece.text for piece in _filled(segment, sample.messages)) for segment in segments]
+        return [Asked(run, bool(lead) or index > 0, content=False) for index, run in enumerate(runs)]
 
     def encode(self, sample: Sample) -> Encoded:
         """Tokens and loss weights of a sample, at most ``max_length``. Raises DataError (template, tokenizer)."""
@@ -112,7 +149,9 @@ class Encoder:
         if end and isinstance(eos, int) and tail[-1:] != [eos]:
             tail.append(eos)
         try:
-            ids = self._safe.content(sample.text or "", continuing=False, learned=True)
+            text = sample.text or ""
+            seen = self._seen.pop(text, None)
+            ids = seen.tolist() if seen is not None else self._safe.content(text, continuing=False, learned=True)
         except DataError as error:
             raise _at(error, sample) from error
         room = self.max_length - len(lead) - len(tail)
@@ -167,18 +206,39 @@ class Encoder:
         return messages
 
     def _parts(self, messages: Sequence[Message], sample: Sample) -> list[Part]:
-        structure: Structure = tuple((message.role, message.learn) for message in messages)
-        generation = messages[-1].role != "assistant"
-        if isinstance(self._format, PlainFormat):
-            direct = sample.extras.get("join") == "direct"
-            segments = self._format.skeleton(structure, generation=generation, direct=direct)
-            parts: list[Part] = [(list(self._safe.lead), False)] if self._safe.lead else []
-        else:
-            segments, parts = self._format.skeleton(structure, generation=generation), []
+        segments, parts = self._segments(messages, sample)
         for segment in segments:
             ids = self._safe.run(_filled(segment, messages), continuing=bool(parts))
             parts.append((ids, segment.learned))
         return parts
+
+    def _segments(self, messages: Sequence[Message], sample: Sample) -> tuple[Sequence[Segment], list[Part]]:
+        """The chat with slots for what is said, and the tokens that begin it."""
+        structure: Structure = tuple((message.role, message.learn) for message in messages)
+        generation = messages[-1].role != "assistant"
+        if isinstance(self._format, PlainFormat):
+            direct = sample.extras.get("join") == "direct"
+            lead: list[Part] = [(list(self._safe.lead), False)] if self._safe.lead else []
+            return self._format.skeleton(structure, generation=generation, direct=direct), lead
+        return self._format.skeleton(structure, generation=generation), []
+
+
+def blocks(items: Iterable[Kept], size: Callable[[Kept], int]) -> Iterator[list[Kept]]:
+    """The items in order, some at a time: few enough for their tokens to be held in memory."""
+    block: list[Kept] = []
+    total = 0
+    for item in items:
+        block.append(item)
+        total += size(item)
+        if total >= BLOCK:
+            yield block
+            block, total = [], 0
+    if block:
+        yield block
+
+
+def _size(sample: Sample) -> int:
+    return len(sample.text or "") + sum(len(message.content) for message in sample.messages)
 
 
 def _filled(segment: Segment, messages: Sequence[Message]) -> list[Piece]:

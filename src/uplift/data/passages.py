@@ -19,15 +19,25 @@ def passages(samples: Sequence[Sample], encoder: Encoder) -> list[Sample]:
     Cuts are made before a space where there is one in the later half of a passage. Joined, the passages are the text; only
     the last one ends with the end token. Chats, labelled texts and encoders' texts stay as they are.
     """
-    return [part for sample in samples for part in _passages(sample, encoder)]
+    room = encoder.room - SPARE
+    spans = encoder.token_spans([sample.text or "" for sample in samples if _may_be_long(sample, encoder)], room)
+    found: list[Sample] = []
+    for sample in samples:
+        long = next(spans) if _may_be_long(sample, encoder) else None
+        found += [sample] if long is None else _passages(sample, long, room)
+    return found
 
 
-def _passages(sample: Sample, encoder: Encoder) -> Iterator[Sample]:
-    text, room = sample.text, encoder.room - SPARE
-    if text is None or sample.label is not None or encoder.kind != "causal" or room < 1 or len(text.encode()) <= room:
-        yield sample  # a token stands for a byte at least
-        return
-    edges = [0, *_edges(text, encoder.token_spans(text), room), len(text)]
+def _may_be_long(sample: Sample, encoder: Encoder) -> bool:
+    room = encoder.room - SPARE
+    if sample.text is None or sample.label is not None or encoder.kind != "causal" or room < 1:
+        return False
+    return len(sample.text) > room or len(sample.text.encode()) > room  # a token stands for a byte at least
+
+
+def _passages(sample: Sample, spans: Sequence[tuple[int, int]], room: int) -> Iterator[Sample]:
+    text = sample.text or ""
+    edges = [0, *_edges(text, spans, room), len(text)]
     if len(edges) == 2:
         yield sample
         return

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
@@ -32,6 +33,14 @@ class Piece(NamedTuple):
     learned: bool = False
 
 
+class Asked(NamedTuple):
+    """A text that will be tokenized: content (its special tokens are no tokens), and whether other tokens stand before it."""
+
+    text: str
+    continuing: bool = False
+    content: bool = True
+
+
 @dataclass(frozen=True)
 class _Encoding:
     """A part of a tokenizer's answer: from token ``skip`` on, characters counted from ``shift``."""
@@ -46,6 +55,8 @@ class _Encoding:
 
     @property
     def offsets(self) -> list[tuple[int, int]]:
+        if not self.skip:
+            return list(self.whole.offsets)
         return [(max(start - self.shift, 0), max(end - self.shift, 0)) for start, end in self.whole.offsets[self.skip :]]
 
     def span(self, index: int) -> tuple[int, int]:
@@ -82,6 +93,22 @@ class SafeTokenizer:
         self._anchor = self._whole.encode(ANCHOR, add_special_tokens=False).ids
         self._marks_start = self._has_start_mark()
         self.lead, self.tail = self._wrapping()
+        self._ready: dict[tuple[bool, str], Encoding] = {}
+
+    @contextmanager
+    def at_once(self, asked: Sequence[Asked]) -> Iterator[None]:
+        """Tokenizes many texts together, on all cores. Inside, what is asked for again is looked up: the same, only sooner."""
+        for content in (True, False):
+            texts = {self._anchored(each.text, each.continuing) for each in asked if each.content == content}
+            whole = sorted(texts, key=len, reverse=True)  # a long one that comes last would keep the other cores waiting
+            tokenizer = self._content if content else self._whole
+            with suppress(Exception):  # what cannot be tokenized is found again, and told, where it is asked for alone
+                encodings = tokenizer.encode_batch(whole, add_special_tokens=False)
+                self._ready.update(((content, text), encoding) for text, encoding in zip(whole, encodings, strict=True))
+        try:
+            yield
+        finally:
+            self._ready = {}
 
     def _has_start_mark(self) -> bool:
         alone = self._whole.encode("x", add_special_tokens=False).ids
@@ -99,7 +126,7 @@ class SafeTokenizer:
 
     def run(self, pieces: Sequence[Piece], *, continuing: bool) -> list[int]:
         """Ids of a run of pieces; ``continuing``: other tokens stand before it. Raises DataError (see ``content``)."""
-        joined = self._encode(self._whole, "".join(piece.text for piece in pieces), continuing)
+        joined = self._encode("".join(piece.text for piece in pieces), continuing, content=False)
         if self._is_safe(joined, pieces):
             return joined.ids
         ids: list[int] = []
@@ -108,7 +135,7 @@ class SafeTokenizer:
             if piece.content:
                 ids += self.content(piece.text, continuing=follows, learned=piece.learned)
             else:
-                ids += self._encode(self._whole, piece.text, follows).ids
+                ids += self._encode(piece.text, follows, content=False).ids
         return ids
 
     def content(self, text: str, *, continuing: bool, learned: bool = False) -> list[int]:
@@ -117,7 +144,7 @@ class SafeTokenizer:
         Raises DataError when a single character is a control token.
         """
         forbidden = self.control if learned else self._suspects
-        encoding = self._encode(self._content, text, continuing)
+        encoding = self._encode(text, continuing)
         if forbidden.isdisjoint(encoding.ids):
             return encoding.ids
         cuts = {0, len(text)}
@@ -132,9 +159,21 @@ class SafeTokenizer:
             ids += self.content(text[start:end], continuing=continuing or bool(ids), learned=learned)
         return ids
 
+    def same_anywhere(self, text: str) -> list[int] | None:
+        """Ids of content alone, where they do not depend on what stands before it and hold nothing that is forbidden."""
+        if self._marks_start:
+            return None
+        ids = self._encode(text, continuing=True).ids
+        return ids if self.control.isdisjoint(ids) else None
+
+    def content_length(self, text: str) -> int:
+        """How many tokens ``content_offsets`` has."""
+        encoding = self._encode(text, continuing=True)
+        return len(encoding.whole) - encoding.skip
+
     def content_offsets(self, text: str) -> list[tuple[int, int]]:
         """Character span of each token of content; for cutting a text to a number of tokens."""
-        return self._encode(self._content, text, continuing=True).offsets
+        return self._encode(text, continuing=True).offsets
 
     def id_of(self, token: str) -> int:
         """The id of a token by its text. Raises ModelError when the tokenizer does not have it."""
@@ -143,13 +182,23 @@ class SafeTokenizer:
             raise ModelError(f"the tokenizer has no token {token!r}", fix="repair its `tokenizer_config.json`")
         return found
 
-    def _encode(self, tokenizer: Tokenizer, text: str, continuing: bool) -> _Encoding:
-        if continuing and self._marks_start and text:
-            encoding = tokenizer.encode(ANCHOR + text, add_special_tokens=False)
+    def _anchored(self, text: str, continuing: bool) -> str:
+        return ANCHOR + text if continuing and self._marks_start and text else text
+
+    def _encode(self, text: str, continuing: bool, *, content: bool = True) -> _Encoding:
+        anchored = self._anchored(text, continuing)
+        if anchored is not text:
+            encoding = self._tokenized(anchored, content)
             size = len(self._anchor)
             if encoding.ids[:size] == self._anchor:
                 return _Encoding(encoding, size, len(ANCHOR))
-        return _Encoding(tokenizer.encode(text, add_special_tokens=False))
+        return _Encoding(self._tokenized(text, content))
+
+    def _tokenized(self, text: str, content: bool) -> Encoding:
+        ready = self._ready.get((content, text))
+        if ready is not None:
+            return ready
+        return (self._content if content else self._whole).encode(text, add_special_tokens=False)
 
     def _is_safe(self, encoding: _Encoding, pieces: Sequence[Piece]) -> bool:
         hits = [index for index, token in enumerate(encoding.ids) if token in self._suspects]

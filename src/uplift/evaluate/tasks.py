@@ -99,7 +99,7 @@ def evaluate_model(
         )
     started = time.perf_counter()
     if task.use != "classify":
-        encoded = [encoder.encode(sample) for sample in samples]
+        encoded = encoder.encode_all(samples)
         scored = scoring.score_tokens(model, encoded, batch_tokens)
         return measure_language(
             [sample.id for sample in samples], scored, resamples=bootstrap, seed=seed, seconds=time.perf_counter() - started
@@ -118,7 +118,7 @@ def evaluate_model(
 def label_scores(model: LanguageModel, samples: Sequence[Sample], encoder: Encoder, batch_tokens: int) -> scoring.LabelScores:
     """Log-probabilities of the labels (N, C): of their words (language head) or of the classes (class head)."""
     if model.head_kind == "class":
-        return scoring.score_classes(model, [encoder.encode(sample) for sample in samples], batch_tokens)
+        return scoring.score_classes(model, encoder.encode_all(samples), batch_tokens)
     return scoring.score_labels(model, scoring.prompted(samples, model.labels, encoder), batch_tokens)
 
 

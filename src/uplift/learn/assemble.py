@@ -229,7 +229,7 @@ def identity_of(assembly: Assembly, parallel: Parallel) -> dict[str, str]:
 
 def encode(corpus: Corpus, encoder: Encoder) -> list[Encoded]:
     """All samples of a corpus as tokens."""
-    return [encoder.encode(sample) for sample in corpus]
+    return encoder.encode_all(corpus)
 
 
 def build_engine(assembly: Assembly, run: Run, parallel: Parallel, report: Report, show: Callable[[Audit], None]) -> Engine:

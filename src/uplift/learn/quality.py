@@ -45,7 +45,7 @@ class QualityFilter(CleaningStep):
             return np.empty(0)
         label = None if self._section.label is None else self._model.labels.index(self._section.label)
         samples = [Sample(str(i), Origin("", 0), text=text, label=label) for i, text in enumerate(texts)]
-        encoded = [self._encoder.encode(sample) for sample in samples]
+        encoded = self._encoder.encode_all(samples)
         if label is not None:
             return np.asarray(score_classes(self._model, encoded, BATCH_TOKENS).normalised()[:, label])
         scored = score_tokens(self._model, encoded, BATCH_TOKENS)

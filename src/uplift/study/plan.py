@@ -197,7 +197,7 @@ def spread(count: int, most: int) -> list[int]:
 
 def sample_tokens(samples: Sequence[Sample], rows: int, encoder: Encoder, test_rows: int) -> Tokens:
     """Length statistics of ``samples``, which stand for ``rows`` training rows."""
-    encoded = [encoder.encode(sample) for sample in samples]
+    encoded = encoder.encode_all(samples)
     lengths = [len(item) for item in encoded] or [1]
     learned = sum(sum(weight > 0 for weight in item.weights) for item in encoded)
     shared = shared_prefix([tuple(item.ids) for item in encoded]) if encoder.kind == "causal" and learned else 0

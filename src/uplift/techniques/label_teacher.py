@@ -33,7 +33,7 @@ def label_log_probabilities(
     if teacher.head_kind == "class":
         places = _places(teacher, labels)
         texts = [Sample(sample.id, sample.origin, text=content_text(sample), label=sample.label) for sample in samples]
-        scores = score_classes(teacher, [encoder.encode(sample) for sample in texts], BATCH_TOKENS)
+        scores = score_classes(teacher, encoder.encode_all(texts), BATCH_TOKENS)
         found = torch.from_numpy(scores.log_probabilities)[:, places]
         return found.log_softmax(-1).float()
     task = ClassifyTask(prompt=prompt)

@@ -6,7 +6,7 @@ import importlib
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -47,7 +47,7 @@ SAME_FORMAT: dict[str, OutputFormat] = {"csv": "csv", "tsv": "csv", "parquet": "
 
 @dataclass(frozen=True)
 class Cleaned:
-    """What was done. ``path`` None: a dry run. ``seconds``: whole time; ``step_seconds``: work of each step."""
+    """What was done. ``path`` None: a dry run. ``seconds``: whole time; the others as in ``Outcome``."""
 
     path: Path | None
     card: Card
@@ -56,6 +56,7 @@ class Cleaned:
     quarantined: tuple[BadRow, ...]
     seconds: float
     step_seconds: tuple[float, ...]
+    other_seconds: Mapping[str, float]
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -69,6 +70,7 @@ class Cleaned:
             "path": None if self.path is None else str(self.path),
             "seconds": self.seconds,
             "step_seconds": list(self.step_seconds),
+            "other_seconds": dict(self.other_seconds),
             "notes": list(self.notes),
             "examples": {name: [row.as_json() for row in rows] for name, rows in shown.items()},
             "card": self.card.model_dump(mode="json"),
@@ -180,7 +182,8 @@ def clean(
         tuple(watched.changes),
         tuple(watched.bad),
         time.perf_counter() - begin,
-        found.seconds,
+        found.outcome.seconds,
+        found.outcome.other_seconds,
         (*found.card.notes, *notes),
     )
 
@@ -188,7 +191,7 @@ def clean(
 @dataclass(frozen=True)
 class _Found:
     card: Card
-    seconds: tuple[float, ...]
+    outcome: Outcome
 
 
 class _Job:
@@ -204,7 +207,7 @@ class _Job:
     def dry(self) -> _Found:
         """Carry everything out and write nothing."""
         outcome = self._carry_out(None)
-        return _Found(self._card(outcome, None), outcome.seconds)
+        return _Found(self._card(outcome, None), outcome)
 
     def into(self, output: Path, format: OutputFormat) -> _Found:
         """Carry everything out; the folder appears when it is complete."""
@@ -218,7 +221,7 @@ class _Job:
             card = self._card(outcome, file)
             write_file(folder / "card.json", card.to_bytes())
             write_file(folder / "card.md", card.to_markdown())
-            found.append(_Found(card, outcome.seconds))
+            found.append(_Found(card, outcome))
 
         commit_directory(output, write, {"steps": [step.use for step in self._steps]})
         return found[0]

@@ -7,6 +7,7 @@ some chunks and the sketches, whatever the number of rows. The result does not d
 from __future__ import annotations
 
 import re
+import time
 from array import array
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import gettempdir
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from uplift.core.report import StepReport
 from uplift.core.storage import scratch_file
@@ -26,6 +27,8 @@ from uplift.data.clean.spans import Span, read_spans, write_spans
 from uplift.data.clean.spool import Spool
 from uplift.data.clean.workers import in_order
 from uplift.data.rows import BadRow, RowProblem, bad_row
+
+Passed = TypeVar("Passed")
 
 CHUNK_ROWS = 500
 CHUNK_CHARACTERS = 2**20
@@ -103,7 +106,11 @@ class Outlet(Protocol):
 
 @dataclass
 class Outcome:
-    """What became of all rows: ``rows_in`` = kept + dropped + quarantined. ``seconds``: working time of each step."""
+    """What became of all rows: ``rows_in`` = kept + dropped + quarantined.
+
+    ``seconds``: working time of each step, of all processes together. ``other_seconds``: time the main process spent on reading
+    rows, on bringing them to the next pass (through a file, where they wait) and on writing.
+    """
 
     rows_in: int = 0
     rows_kept: int = 0
@@ -113,6 +120,7 @@ class Outcome:
     characters_out: int = 0
     steps: tuple[StepReport, ...] = ()
     seconds: tuple[float, ...] = ()
+    other_seconds: dict[str, float] = field(default_factory=lambda: {"reading": 0.0, "between passes": 0.0, "writing": 0.0})
     reasons: dict[str, int] = field(default_factory=dict)
     """Quarantined rows by rule."""
 
@@ -157,16 +165,25 @@ class Pipeline:
                     [*(step.use for step in segment.steps), *([segment.sketched.use] if segment.sketched else [])]
                 )
                 self._tell(f"pass {number} of {len(segments)}: {names or 'reading'}")
-                chunks = self._chunks(records, outlet, first_pass=number == 1)
+                clock = "reading" if number == 1 else "between passes"
+                chunks = _timed(self._chunks(records, outlet, first_pass=number == 1), self._outcome.other_seconds, clock)
                 if segment.sketched is None:
                     deque(self._pass(segment, chunks, outlet, None), maxlen=0)
                     break
                 spool = Spool(stack.enter_context(scratch_file(self._scratch)), self._scratch)
                 with closing(self._pass(segment, chunks, outlet, spool)) as sketches:
-                    segment.sketched.step.settle(sketches)
-                    deque(sketches, maxlen=0)  # every row must have passed, whatever the step has looked at
+                    self._settle(segment.sketched, sketches)
                 records = self._unspooled(spool)
         return self._accounts()
+
+    def _settle(self, step: Planned, sketches: Iterator[Any]) -> None:
+        """The step decides; what it takes to make the sketches is not its time."""
+        making: dict[str, float] = {"sketches": 0.0}
+        given = _timed(sketches, making, "sketches")
+        begin = time.perf_counter()
+        step.step.settle(given)
+        self._tallies[step.number].seconds += time.perf_counter() - begin - making["sketches"]
+        deque(given, maxlen=0)  # every row must have passed, whatever the step has looked at
 
     # -- rows in -----------------------------------------------------------------------------------------------------------
     def _good(self, rows: Iterable[Record | BadRow], outlet: Outlet) -> Iterator[Record]:
@@ -222,6 +239,7 @@ class Pipeline:
         earlier, self._places = self._places, array("Q")
         names = list(self._files)
         for held, done in in_order(partial(carry_out, segment), chunks, self._workers):
+            begin = time.perf_counter()
             self._count(segment, done, held, outlet)
             left: list[Item] = []
             for one, outcome in zip(held, done.outcomes, strict=True):
@@ -237,9 +255,15 @@ class Pipeline:
                     self._outcome.rows_kept += 1
                     self._outcome.characters_out += sum(map(len, left[-1].texts))
                     outlet.kept(one.record)
+            self._outcome.other_seconds["writing" if spool is None else "between passes"] += time.perf_counter() - begin
             if segment.sketched is not None:
-                alone = segment.sketched.alone
-                yield segment.sketched.step.sketch([item.joined() for item in left]) if alone else done.sketch
+                yield self._sketched_alone(segment.sketched, left) if segment.sketched.alone else done.sketch
+
+    def _sketched_alone(self, step: Planned, items: Sequence[Item]) -> Any:
+        begin = time.perf_counter()
+        sketch = step.step.sketch([item.joined() for item in items])
+        self._tallies[step.number].seconds += time.perf_counter() - begin
+        return sketch
 
     def _update(self, one: _Held, item: Item) -> None:
         record = one.record
@@ -296,6 +320,16 @@ class Pipeline:
         if outcome.rows_in != parts or outcome.rows_dropped != sum(step.rows_dropped for step in outcome.steps):
             raise AssertionError(f"rows were lost or made: {outcome}")
         return outcome
+
+
+def _timed(items: Iterable[Passed], clocks: dict[str, float], name: str) -> Iterator[Passed]:
+    """The items; the seconds that it takes to make them are added to a clock."""
+    begin = time.perf_counter()
+    for item in items:
+        clocks[name] += time.perf_counter() - begin
+        yield item
+        begin = time.perf_counter()
+    clocks[name] += time.perf_counter() - begin
 
 
 def _report(step: Planned, tally: Tally) -> StepReport:

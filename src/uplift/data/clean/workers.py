@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 from uplift.core.errors import ResourceError
+from uplift.core.interruption import undisturbed
 
 Kept = TypeVar("Kept")
 Sent = TypeVar("Sent")
@@ -40,8 +42,9 @@ def in_order(
         for kept, sent in tasks:
             yield kept, function(sent)
         return
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _begin, (function,))
+    pool, processes = _started(function, workers)
     waiting: deque[tuple[Kept, Future[Result]]] = deque()
+    done = False
     try:
         for kept, sent in tasks:
             waiting.append((kept, pool.submit(_call, sent)))
@@ -49,6 +52,7 @@ def in_order(
                 yield _next(waiting)
         while waiting:
             yield _next(waiting)
+        done = True
     except BrokenProcessPool as error:
         raise ResourceError(
             "a worker process died",
@@ -56,7 +60,19 @@ def in_order(
             fix="use fewer `--workers`; nothing was written",
         ) from error
     finally:
+        if not done:  # nobody waits for what they are at
+            for process in processes:
+                process.kill()
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _started(function: Callable[[Any], Any], workers: int) -> tuple[ProcessPoolExecutor, list[BaseProcess]]:
+    """A pool and its processes. All are forked by the first task, while signals wait: they are no affair of a worker."""
+    others = multiprocessing.active_children()
+    with undisturbed():
+        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _begin, (function,))
+        pool.submit(os.getpid)
+        return pool, [process for process in multiprocessing.active_children() if process not in others]
 
 
 def _next(waiting: deque[tuple[Kept, Future[Result]]]) -> tuple[Kept, Result]:
@@ -69,6 +85,8 @@ def _begin(function: Callable[[Any], Any]) -> None:
     global _function
     _function = function
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 
 
