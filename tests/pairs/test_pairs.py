@@ -69,6 +69,8 @@ REFUSED = {
         # The model's own answers are scored under the embeddings they were drawn from, by a language head.
         *product(["discriminator_reward"], ["cutoff", "fgm", "freelb", "neftune", "pgd", "random_noise", "smart"]),
         *product(["discriminator_reward"], ["linear_probe", "lp_ft", "mixup", "virtual_adversarial"]),
+        # A new model has no part that knows enough to stand still.
+        *product(["surgical"], ["mup", "reinitialize"]),
         # New embeddings know no likeness of words.
         *product(["augment_words"], ["mup", "reinitialize"]),
         # One average is evaluated, and the average of a weight that becomes zero is not zero.

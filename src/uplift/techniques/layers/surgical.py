@@ -70,6 +70,12 @@ def step_down(parameters: Iterable[torch.nn.Parameter], size: float) -> None:
         parameter.grad = None
 
 
+NEW_CLASH = (
+    "nothing has been learned yet that a part of the model could keep",
+    "remove one of the two: all of a new model has to train",
+)
+
+
 class Surgical(PartialTraining):
     """Ranks embeddings, blocks and an own language head by gradient norm over weight norm and trains the top share.
 
@@ -91,7 +97,7 @@ class Surgical(PartialTraining):
         needs=frozenset({"training", "train_rows"}),
         gives=frozenset({"chosen_blocks"}),
         exclusive=frozenset({CHOICE}),
-        conflicts={"adapter": ADAPTER_CLASH, "frozen_layers": FROZEN_CLASH},
+        conflicts={"adapter": ADAPTER_CLASH, "frozen_layers": FROZEN_CLASH, "new_weights": NEW_CLASH},
     )
     off: ClassVar[Mapping[str, Any]] = {"share": 1.0}
 
