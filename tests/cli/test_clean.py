@@ -103,8 +103,9 @@ def test_cleaning_starts_without_torch(source: str) -> None:
 
 
 SLOW = """
-import sys, time
+import signal, sys, time
 from uplift.cli.main import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs these tests may ignore it
 from uplift.data.clean.repair import Repairer
 judge = Repairer.judge
 Repairer.judge = lambda self, row, text: (time.sleep(0.2), judge(self, row, text))[1]
