@@ -47,6 +47,6 @@ EXPERIMENT = Experiment(
         Claim("fgm", "plain", "clean", least=-1.0),
         Claim("fgm", "noise", "typo", least=0.0, shown=True),
     ),
-    seeds=5,
+    seeds=4,
     placebo="noise",
 )
