@@ -27,7 +27,7 @@ def case_of(tmp_path_factory: pytest.TempPathFactory):
 
 def cases():
     for check, use in product(CHECKS, sorted(technique_modules())):
-        long = check in {"resume", "recipe"} and use in WRITING
+        long = check == "resume" and use in WRITING
         yield pytest.param(check, use, marks=pytest.mark.slow if long else ())
 
 
