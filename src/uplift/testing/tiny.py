@@ -267,11 +267,11 @@ def tiny_wordnet(folder: Path) -> Path:
     synset = "{offset} 03 n 03 film 0 movie 0 motion_picture 0 001 @ 00000000 n 0000 | a story on a screen"
     license_ = "  1 This is a comment.\n"
     offset = f"{len(license_):08}"
-    (folder / "data.noun").write_text(license_ + synset.format(offset=offset) + "\n")
-    (folder / "index.noun").write_text(license_ + "".join(f"{w} n 1 1 @ 1 1 {offset}\n" for w in ("film", "movie")))
-    (folder / "data.adj").write_text(license_ + f"{offset} 00 s 02 good 0 fine(p) 0 000 | of quality\n")
-    (folder / "index.adj").write_text(license_ + f"good a 1 0 1 1 {offset}\n")
+    write_atomically(folder / "data.noun", license_ + synset.format(offset=offset) + "\n")
+    write_atomically(folder / "index.noun", license_ + "".join(f"{w} n 1 1 @ 1 1 {offset}\n" for w in ("film", "movie")))
+    write_atomically(folder / "data.adj", license_ + f"{offset} 00 s 02 good 0 fine(p) 0 000 | of quality\n")
+    write_atomically(folder / "index.adj", license_ + f"good a 1 0 1 1 {offset}\n")
     for part in ("verb", "adv"):
-        (folder / f"data.{part}").write_text(license_)
-        (folder / f"index.{part}").write_text(license_)
+        write_atomically(folder / f"data.{part}", license_)
+        write_atomically(folder / f"index.{part}", license_)
     return folder
