@@ -1,8 +1,8 @@
 """Proximal L1: shrinks weights towards zero after each update and sets small ones to exactly zero.
 
 When: a sparse model is wanted of one that is trained from the start, or a strong regulariser on few rows.
-When not: for a pretrained model and a short training (it pulls large weights as far as small ones: use `sparsify`); with adapters
-(zeros in the factors are no zeros in the product) or averaged weights (an average is rarely zero).
+When not: for a pretrained model and a short training (it pulls large weights as far as small ones: use `sparsify`); with
+adapters (zeros in the factors are no zeros in the product) or averaged weights (an average is rarely zero).
 Paper: Parikh and Boyd 2014, Proximal Algorithms (section 6.5.2); Tibshirani 1996 for the penalty.
 Cost: memory none; time one pass over the chosen weights per step.
 """
