@@ -62,7 +62,7 @@ def test_the_estimate_is_unbiased(opener) -> None:
     model, batch = opener(), random_batch((4,))
     prompt = batch.ids[0, :2].tolist()
     weights = [0.0] + [1.0 / 2] * 2 + [0.0]
-    batch = replace(batch, weights=torch.tensor([weights]), ids=batch.ids, lengths=(4,))
+    batch = replace(batch, weights=torch.tensor([weights]))
     half = model.head_weight.shape[0] // 2
     norm = model.pretrained.model.norm.weight
     chances = model.pretrained(input_ids=torch.tensor([prompt])).logits[0, -1].softmax(-1)
