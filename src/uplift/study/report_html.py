@@ -41,6 +41,7 @@ from uplift.study.wording import (
     show_p,
     show_score,
     show_seconds,
+    show_seeds,
     verdict,
 )
 
@@ -193,7 +194,7 @@ def _ranking(report: ComparisonReport) -> Html | None:
         number_head("To keep"),
     ]
     seeds = (
-        f"over {len(report.seeds)} seeds and {report.items:,} held-out rows"
+        f"over {show_seeds(len(report.seeds))} and {report.items:,} held-out rows"
         if report.seeds
         else f"over {report.items:,} held-out rows"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from uplift.core.report import Interval
 from uplift.core.study_report import LabelsSaved, TransferArm, TransferReport
 from uplift.study.word_table import WordTable
-from uplift.study.wording import DASH, show_interval, show_metric_name, show_p, show_score
+from uplift.study.wording import DASH, show_interval, show_metric_name, show_p, show_score, show_seeds
 
 
 def tables_of(report: TransferReport) -> list[WordTable]:
@@ -17,7 +17,7 @@ def tables_of(report: TransferReport) -> list[WordTable]:
 def curves_table(report: TransferReport) -> WordTable:
     """Score by arm and rows."""
     lead = f"{show_metric_name(report.metric)} by number of training rows, on {report.items:,} held-out rows"
-    lead += f"; mean of {len(report.seeds)} seeds, 95 % interval in brackets."
+    lead += f"; mean of {show_seeds(len(report.seeds))}, 95 % interval in brackets."
     rows = ((arm.name, *(_scored(report.metric, point.score) for point in arm.points)) for arm in report.arms)
     return WordTable("Score by training rows", lead, ("arm", *_counts(report)), tuple(rows))
 

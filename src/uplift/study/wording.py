@@ -91,6 +91,11 @@ def show_bytes(count: int | None) -> str:
     return f"{size:.1f} TB"
 
 
+def show_seeds(count: int) -> str:
+    """``1 seed``, ``3 seeds``."""
+    return f"{count} seed{'s' * (count != 1)}"
+
+
 def show_count(count: float | None) -> str:
     """``1,154``, ``921.6 k``, ``22.7 M``."""
     if count is None:

@@ -37,7 +37,7 @@ from uplift.model.opening import model_kind
 from uplift.study.baseline import tfidf
 from uplift.study.compare import ArmResult, Conclusion, Cost, conclude
 from uplift.study.comparison_report import ArmRecord, comparison_report, summarise
-from uplift.study.machine import reset_peak_memory
+from uplift.study.machine import peak_memory_bytes, reset_peak_memory
 from uplift.study.report_html import render_html
 from uplift.study.wording import show_metric_name, show_score, show_seconds
 from uplift.verbs.command import command_line
@@ -258,11 +258,12 @@ def _run_baseline(study: Study, record: ArmRecord) -> tuple[Outcomes, Cost]:
     base = study.comparison.base
     if not isinstance(base.task, ClassifyTask):
         raise DataError("TF-IDF classifies, and the task is not classification", fix="remove the `tfidf` arm")
+    reset_peak_memory()
     parts = _parts(base, study)
     test = [parts.test[index] for index in chosen_rows(parts.test, base.evaluate.limit)]
     fitted = tfidf(parts.train, test, parts.labels, parts.validation, resamples=base.evaluate.bootstrap)
     record.summary = f"TF-IDF and logistic regression, {fitted.note}"
-    cost = Cost(fitted.seconds, fitted.measured.seconds, 0, 0, fitted.parameters, fitted.size_bytes)
+    cost = Cost(fitted.seconds, fitted.measured.seconds, 0, peak_memory_bytes(), fitted.parameters, fitted.size_bytes)
     return fitted.measured.outcomes, cost
 
 
