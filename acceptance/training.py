@@ -84,13 +84,15 @@ def best(rates: Sequence[float], train_at: Callable[[float], Metrics], by: str, 
 
 
 def tuned(kept: Path, rates: Sequence[float], train_at: Callable[[float], Metrics], by: str) -> float:
-    """The rate at which ``by`` is lowest, looked for once and remembered in the file ``kept``; of one rate, that."""
+    """The rate at which ``by`` is lowest; each is tried once and remembered in the file ``kept``. Of one rate, that."""
     if len(rates) == 1:
         return rates[0]
-    if not kept.exists():
-        tried = {rate: train_at(rate)[by] for rate in rates}
-        write_atomically(kept, json.dumps({"rate": min(tried, key=tried.__getitem__), "tried": list(tried.items())}))
-    return float(json.loads(kept.read_text(encoding="utf-8"))["rate"])
+    tried: dict[float, float] = dict(json.loads(kept.read_text(encoding="utf-8"))["tried"]) if kept.exists() else {}
+    for rate in rates:
+        if rate not in tried:
+            tried[rate] = train_at(rate)[by]
+            write_atomically(kept, json.dumps({"tried": list(tried.items())}))
+    return min(rates, key=tried.__getitem__)
 
 
 def reviews(source: str | None = None) -> list[tuple[str, str]]:

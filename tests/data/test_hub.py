@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
+from ruamel.yaml import YAML
 
-from uplift.core.errors import DataError, ResourceError
-from uplift.core.source_section import HubSource
+from uplift.core.errors import DataError, ResourceError, UsageError
+from uplift.core.source_section import AnySource, HubSource
+from uplift.data.packages import named_source
 from uplift.data.sources import read_source
+from uplift.verbs.inspect import inspect
 
 datasets = pytest.importorskip("datasets")
 ROWS = [{"text": f"row {index}", "label": index % 2} for index in range(3000)]
@@ -51,8 +55,21 @@ def test_a_data_set_in_the_cache_is_read_offline(tmp_path: Path, cache: Path) ->
     kept.rename(home)
     for file in home.glob("*.arrow"):
         file.rename(home / file.name.replace(kept.parents[2].name, "films"))
-    found = read_source(HubSource(id="user/films", split="test"), tmp_path)
-    assert [dict(row.values) for row in found.rows] == ROWS[:5]
+    for source in (HubSource(id="user/films", split="test"), named_source("hub:user/films:test")):
+        assert [dict(row.values) for row in read_source(source, tmp_path).rows] == ROWS[:5]
+
+
+def test_one_word_names_a_set_of_the_hub(tmp_path: Path) -> None:
+    assert named_source("hub:user/films") == HubSource(id="user/films")
+    assert named_source("hub:user/films:train[:10%]") == HubSource(id="user/films", split="train[:10%]")
+    folder(tmp_path / "set")
+    looked = inspect(f"hub:{tmp_path / 'set'}", parts={"test": f"hub:{tmp_path / 'set'}:test"}, limit=50)
+    assert looked.overview.rows == 55
+    written = YAML(typ="safe").load(looked.recipe)["data"]
+    assert TypeAdapter(AnySource).validate_python(written["test"]) == HubSource(id=str(tmp_path / "set"), split="test")
+    for nothing in ("hub:", ""):
+        with pytest.raises(UsageError, match="names no data"):
+            named_source(nothing)
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:

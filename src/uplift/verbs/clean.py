@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from uplift.core.errors import DataError, UsageError
 from uplift.core.prepare_section import Decontaminate, Dedup, Filter, Html, Language, Pii, Quality, Repair, Step
-from uplift.core.source_section import FileSource, PackageSource
+from uplift.core.source_section import AnySource, FileSource
 from uplift.core.storage import commit_directory, write_file
 from uplift.data.clean.card import Card, CardFile, CardSource, make_card
 from uplift.data.clean.chunk import JOIN
@@ -269,8 +269,8 @@ def with_asked(steps: Sequence[Step], languages: Sequence[str], against: Sequenc
     return result
 
 
-def _seen_from(base_dir: Path, source: FileSource | PackageSource) -> FileSource | PackageSource:
-    if isinstance(source, PackageSource) or base_dir == Path():
+def _seen_from(base_dir: Path, source: AnySource) -> AnySource:
+    if not isinstance(source, FileSource) or base_dir == Path():
         return source
     return source.model_copy(update={"path": os.path.relpath(source.path, base_dir)})
 

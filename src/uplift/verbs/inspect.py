@@ -11,14 +11,13 @@ from numpy.typing import NDArray
 
 from uplift.core.errors import ResourceError
 from uplift.core.recipe import PackageModel
-from uplift.core.source_section import AnySource, FileSource, PackageSource
 from uplift.core.storage import write_atomically
 from uplift.core.values import Origin, Sample
 from uplift.data.chat import Encoder
 from uplift.data.explore.findings import Inspection
 from uplift.data.explore.intake import take_in
 from uplift.data.explore.survey import Reader, survey
-from uplift.data.packages import CATALOGUE
+from uplift.data.packages import named_source
 from uplift.data.sources import stream_source
 from uplift.learn.parallel import pick_device
 from uplift.model.language_model import LanguageModel
@@ -45,14 +44,16 @@ def inspect(
     command: str = "uplift data inspect",
     device: str = "auto",
 ) -> Inspection:
-    """Look at a source (file, folder, pattern, packaged data set) and held-out ``parts`` by name; the page goes to ``output``.
+    """Look at a source (a file, folder, pattern, packaged or hub data set) and held-out ``parts``; the page goes to ``output``.
 
     ``model`` gives the tokenizer (default: the packaged language model's), and where it is an encoder also the places on the
     map. Raises UsageError, DataError, ModelError, ResourceError.
     """
     others = dict(parts or {})
-    taken = take_in(stream_source(source_of(source, limit), Path()), text=column, label=label)
-    given = {name: take_in(stream_source(source_of(each, limit), Path()), aim=taken.aim) for name, each in others.items()}
+    limited = {"limit": limit}
+    streams = {name: stream_source(named_source(each).model_copy(update=limited), Path()) for name, each in others.items()}
+    taken = take_in(stream_source(named_source(source).model_copy(update=limited), Path()), text=column, label=label)
+    given = {name: take_in(stream, aim=taken.aim) for name, stream in streams.items()}
     notes: list[str] = []
     if limit is not None:
         notes.append(f"Only the first {limit:,} rows of each part were read (`--limit`).")
@@ -62,13 +63,6 @@ def inspect(
     if output is not None:
         write_atomically(output, render_data_page(found))
     return found
-
-
-def source_of(name: str, limit: int | None) -> AnySource:
-    """What a user means: a packaged data set, or a file, folder or pattern."""
-    if name in CATALOGUE and not Path(name).exists():
-        return PackageSource(name=name, limit=limit)
-    return FileSource(path=name, limit=limit)
 
 
 def _reader(model: str | None, notes: list[str], device: str) -> Reader | None:

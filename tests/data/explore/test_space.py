@@ -110,3 +110,21 @@ def test_few_rows_have_no_map(take) -> None:
     sample = take(tiny_rows("text", 10)).sample.first()
     matrix, words = tfidf_of([row.text for row in sample])  # type: ignore[misc]
     assert map_topics(sample, matrix, words, None, "words") is None
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("vocabulary", [2, 3, 5])
+def test_a_handful_of_words_is_enough_for_a_map(take, vocabulary: int) -> None:
+    words = [f"word{'abcde'[index]}" for index in range(vocabulary)]
+    sample = take([{"text": f"{index} {words[index % vocabulary]}"} for index in range(50)]).sample.first()
+    matrix, known = tfidf_of([row.text for row in sample])  # type: ignore[misc]
+    found = map_topics(sample, matrix, known, None, "words")
+    assert found is not None and len(found.points) == 50
+    assert all(0 <= place <= 1 for point in found.points for place in (point.x, point.y))
+
+
+@pytest.mark.filterwarnings("error")
+def test_rows_with_the_same_words_have_no_map(take) -> None:
+    sample = take([{"text": f"{index} word"} for index in range(50)]).sample.first()
+    matrix, known = tfidf_of([row.text for row in sample])  # type: ignore[misc]
+    assert map_topics(sample, matrix, known, None, "words") is None

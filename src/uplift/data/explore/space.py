@@ -127,7 +127,7 @@ def _macro_f1(truth: NDArray[np.int64], guessed: NDArray[np.int64], labels: int)
 def map_topics(
     rows: Sequence[TextRow], matrix: Any, words: NDArray[np.str_], embeddings: Floats | None, by: str
 ) -> TopicMap | None:
-    """The rows on a plane, in topics named by their words; None with fewer than ``LEAST_MAPPED`` rows.
+    """The rows on a plane, in topics named by their words; None with fewer than ``LEAST_MAPPED`` rows, or all in one place.
 
     ``embeddings`` (R, any width) place them; None: TF-IDF reduced to ``DIMENSIONS``.
     """
@@ -135,7 +135,10 @@ def map_topics(
         return None
     with one_thread():
         places = normalize(embeddings) if embeddings is not None else _reduced(matrix)
-        topics = min(MOST_TOPICS, max(2, round(math.sqrt(len(rows) / 8))))
+        distinct = len(np.unique(places.round(9), axis=0))
+        if distinct < 2:
+            return None
+        topics = min(MOST_TOPICS, distinct, max(2, round(math.sqrt(len(rows) / 8))))
         found = KMeans(topics, n_init=4, random_state=0).fit_predict(places)
         plane = _plane(places)
     sizes = Counter(found.tolist())
@@ -157,7 +160,11 @@ def map_topics(
 
 
 def _reduced(matrix: Any) -> Floats:
-    dimensions = max(2, min(DIMENSIONS, matrix.shape[0] - 1, matrix.shape[1] - 1))
+    """(R, at least 2): what has few words needs no reducing."""
+    rows, words = matrix.shape
+    if words <= DIMENSIONS:
+        return np.pad(np.asarray(matrix.toarray(), dtype=np.float64), ((0, 0), (0, max(0, 2 - words))))
+    dimensions = min(DIMENSIONS, rows - 1)
     return np.asarray(normalize(TruncatedSVD(dimensions, random_state=0).fit_transform(matrix)), dtype=np.float64)
 
 
