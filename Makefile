@@ -28,7 +28,7 @@ accept: .venv/.installed-dev
 lint: .venv/.installed-dev
 	$(BIN)/ruff format --check src tests bench acceptance docs
 	$(BIN)/ruff check src tests bench acceptance docs
-	$(BIN)/mypy src
+	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 format: .venv/.installed-dev

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from acceptance.protocol import Claim, Experiment, Metrics
-from acceptance.training import few_reviews, train
+from acceptance.training import few_reviews, score, train
 
 SIZES, COPIES = (50, 200, 1000), 4
 STEPS = {"blank": {50: 120, 200: 250, 1000: 500}, "minilm": {50: 30, 200: 60, 1000: 120}}
@@ -47,9 +47,10 @@ def arm(model: str, kind: str, rows: int, seed: int, folder: Path, *, steps: int
         "evaluate": {"base": False},
     }
     report, _ = train(recipe, folder, techniques=KINDS[kind], seed=seed)
-    assert report.evaluation is not None and report.evaluation.metric == "accuracy"
-    accuracy, error = report.evaluation.value, report.evaluation.metrics["calibration_error"].value
-    assert accuracy is not None and error is not None
+    accuracy = score(report.evaluation, "accuracy")
+    assert report.evaluation is not None
+    error = report.evaluation.metrics["calibration_error"].value
+    assert error is not None
     return {"accuracy": accuracy, "ece": error, "seconds": report.cost.seconds or 0.0}
 
 

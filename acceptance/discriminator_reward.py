@@ -22,7 +22,8 @@ IMPOSSIBLE = 1e-3
 """What a word counts that cannot stand there, or is missing."""
 ROWS, ASKED, ROUNDS = 300, 40, 8
 KNOWN = {"epochs": 8, "batch_tokens": 2048, "lr": 3e-3, "max_length": 96}
-FURTHER = {"steps": 100, "batch_tokens": 1024, "lr": 3e-4, "max_length": 96}
+STEPS = 100
+FURTHER = {"batch_tokens": 1024, "lr": 3e-4, "max_length": 96}
 REWARD = {"use": "discriminator_reward", "share": 0.5, "answers": 4, "max_new_tokens": 48}
 TECHNIQUES: dict[str, list[dict[str, Any]]] = {
     "plain": [],
@@ -75,16 +76,14 @@ def looked_at(folder: Path, oracle: Chain, seed: int, rounds: int) -> Metrics:
     found: Metrics = {}
     for name, temperature in (("surprise", 1.0), ("surprise_cooled", 0.7)):
         ids = rollout(model, prompts, ends=encoder.end_ids, max_new_tokens=48, seeds=seeds, temperature=temperature)
-        texts = [model.tokenizer.decode(each, skip_special_tokens=True) for each in ids]
+        texts = [str(model.tokenizer.decode(each, skip_special_tokens=True)) for each in ids]
         each = [surprise(oracle, first, text) for first, text in zip(firsts, texts, strict=True)]
         pairs = [pair for text in texts for pair in zip(text.split(), text.split()[1:], strict=False)]
         found |= {name: sum(each) / len(each), f"distinct{name[8:]}": 100.0 * len(set(pairs)) / max(1, len(pairs))}
     return found
 
 
-def arm(
-    kind: str, seed: int, folder: Path, *, rows: int = ROWS, steps: int = FURTHER["steps"], rounds: int = ROUNDS
-) -> Metrics:
+def arm(kind: str, seed: int, folder: Path, *, rows: int = ROWS, steps: int = STEPS, rounds: int = ROUNDS) -> Metrics:
     """Further training of one model in each of the ways."""
     oracle = chain(seed)
     written = sentences(oracle, seed, rows)
@@ -99,7 +98,7 @@ EXPERIMENT = Experiment(
     name="discriminator_reward",
     techniques=("discriminator_reward",),
     question="Does a judge's reward make what a 0.8M model writes likelier under the chain it learned from than more training?",
-    budget=f"{FURTHER['steps']} further steps over the same {ROWS} sentences from the same model; writing comes on top",
+    budget=f"{STEPS} further steps over the same {ROWS} sentences from the same model; writing comes on top",
     arms={kind: partial(arm, kind) for kind in TECHNIQUES},
     claims=(
         Claim("judge", "plain", "surprise", most=-0.01, shown=True),

@@ -11,7 +11,7 @@ from typing import Any
 
 from acceptance.distillation import pieces
 from acceptance.protocol import Arm, Claim, Experiment, Metrics
-from acceptance.training import final, opened, train, tuned
+from acceptance.training import bits_per_byte, final, opened, train, tuned
 from uplift.testing.tiny import tiny_causal, write_rows
 
 SHALLOW, DEEP = 2, 4
@@ -88,8 +88,8 @@ def measured(kind: str, seed: int, rate: float, steps: int, folder: Path) -> Met
     folder.parent.mkdir(parents=True, exist_ok=True)
     recipe = recipe_of(kind, seed, rate, steps, folder.parent)
     report, _ = train(recipe, folder)
-    assert report.evaluation is not None and report.cost.steps == recipe["train"]["steps"]
-    found = {"bits_per_byte": report.evaluation.value, "validation_loss": final(report, "validation_loss"), "lr": rate}
+    assert report.cost.steps == recipe["train"]["steps"]
+    found = {"bits_per_byte": bits_per_byte(report), "validation_loss": final(report, "validation_loss"), "lr": rate}
     return found | {"steps": float(recipe["train"]["steps"]), "parameters": float(report.cost.trainable_parameters or 0)}
 
 

@@ -11,6 +11,7 @@ import torch
 from acceptance.protocol import Claim, Experiment, Metrics
 from acceptance.training import REVIEWS, accuracy, evaluated, few_reviews, final, opened, train, tuned
 from uplift.core.storage import write_atomically
+from uplift.model.language_model import LanguageModel
 from uplift.techniques.regularize.l1_proximal import zero_share
 
 STRENGTHS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
@@ -26,7 +27,7 @@ HALF, MARGIN = 50.0, 1.0
 """Per cent of zeros; the strength is chosen with a margin, since other seeds give a little more or less."""
 
 
-def matrices(model: torch.nn.Module) -> list[torch.Tensor]:
+def matrices(model: LanguageModel) -> list[torch.Tensor]:
     """What `l1_proximal` shrinks by default: the matrices of the layers."""
     named = model.parameters_by_name()
     return [p for name, p in named.items() if p.ndim >= 2 and 1 <= model.depth(name) <= len(model.layers)]

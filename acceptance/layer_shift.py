@@ -24,7 +24,7 @@ RATES = (5e-4, 1e-3, 2e-3)
 KNOWN = {"epochs": 2, "batch_tokens": 1024, "lr": 2e-3, "max_length": 64}
 SECTION = {"epochs": 30, "batch_tokens": 256, "max_length": 64, "validation_tokens": 10_000}
 LAYERS = 4
-SHAPE = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": LAYERS, "tie_word_embeddings": False}
+SHAPE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": LAYERS, "tie_word_embeddings": False}
 ENDS = {"input": {0, 1}, "labels": {LAYERS, LAYERS + 1}}
 """Depths (0: embeddings, then the blocks, then the head) at the end of the model where each shift sits."""
 ARMS: dict[str, list[dict[str, Any]]] = {

@@ -9,7 +9,7 @@ from typing import Any
 
 from acceptance.protocol import Claim, Experiment, Metrics
 from acceptance.small import base, recipe
-from acceptance.training import best, cut_up, final, modules, reviews, train
+from acceptance.training import best, bits_per_byte, cut_up, final, modules, reviews, train
 from uplift.testing.tiny import Row, write_rows
 
 PIECE = 400
@@ -51,9 +51,8 @@ def arm(kind: str, seed: int, folder: Path) -> Metrics:
     def at(rate: float) -> Metrics:
         section = {**SECTION, "lr": rate}
         report, _ = train(recipe(model, path, seed, "text", data=data, train=section, techniques=ARMS[kind]), folder)
-        assert report.evaluation is not None
         memory = 100.0 * (report.cost.optimizer_bytes or 0) / everything
-        found = {"bits_per_byte": report.evaluation.value, "optimizer_memory": memory}
+        found = {"bits_per_byte": bits_per_byte(report), "optimizer_memory": memory}
         return found | {"validation_loss": final(report, "validation_loss")}
 
     return best(RATES[kind], at, "validation_loss")

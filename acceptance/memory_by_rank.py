@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from pathlib import Path
 
 from acceptance.protocol import Claim, Experiment, Metrics
@@ -30,7 +31,7 @@ def start(seed: int, folder: Path) -> Path:
     return base(folder.parent / f"base-{seed}", pairs(1000 + seed, 2 * PAIRS), seed, KNOWN)
 
 
-def arm(rank: int | None, seed: int, folder: Path, rates: tuple[float, ...]) -> Metrics:
+def arm(rank: int | None, rates: tuple[float, ...], seed: int, folder: Path) -> Metrics:
     """The same epochs on the same pairs at each rate; the one that recalls most counts."""
     model, rows = start(seed, folder), pairs(seed, PAIRS)
     path = write_rows(folder.parent / f"pairs-{seed}.jsonl", rows)
@@ -56,8 +57,8 @@ EXPERIMENT = Experiment(
     budget=f"30 epochs over the same {PAIRS} random pairs, the better of two learning rates",
     arms={
         "untrained": placebo,
-        **{name: (lambda seed, folder, rank=rank: arm(rank, seed, folder, (3e-3, 1e-2))) for name, rank in RANKS.items()},
-        "full": lambda seed, folder: arm(None, seed, folder, (1e-3, 3e-3)),
+        **{name: partial(arm, rank, (3e-3, 1e-2)) for name, rank in RANKS.items()},
+        "full": partial(arm, None, (1e-3, 3e-3)),
     },
     claims=(
         Claim("rank_4", "rank_1", "recalled", least=5.0, shown=True),

@@ -12,7 +12,7 @@ import torch
 
 from acceptance.distillation import pieces
 from acceptance.protocol import Arm, Claim, Experiment, Metrics
-from acceptance.training import final, train, tuned
+from acceptance.training import bits_per_byte, final, train, tuned
 from uplift.testing.tiny import tiny_causal, write_rows
 
 SHAPE: dict[str, Any] = {
@@ -38,8 +38,8 @@ SECTIONS = {"adamw": ADAMW, "muon": MUON, "schedule_free": FREE, "frobenius": MU
 RATES = {
     "adamw": (1e-3, 3e-3, 1e-2),
     "muon": (3e-3, 1e-2, 3e-2),
-    "schedule_free": (3e-3, 1e-2, 3e-2),
-    "frobenius": (3e-3, 1e-2, 3e-2),
+    "schedule_free": (1e-3, 3e-3, 1e-2),
+    "frobenius": (1e-3, 3e-3, 1e-2),
 }
 
 
@@ -70,8 +70,7 @@ def measured(name: str, seed: int, rate: float, folder: Path, steps: int) -> Met
     with swapped:
         section = SECTION | SECTIONS[name] | {"steps": steps, "lr": rate}
         report, _ = train(recipe_of(folder.parent, seed), folder, train=section)
-    assert report.evaluation is not None
-    found = {"bits_per_byte": report.evaluation.value, "seconds": report.cost.seconds or 0.0}
+    found = {"bits_per_byte": bits_per_byte(report), "seconds": report.cost.seconds or 0.0}
     return found | {"validation_loss": final(report, "validation_loss"), "lr": rate}
 
 

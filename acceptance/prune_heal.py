@@ -14,7 +14,7 @@ import torch
 
 from acceptance.distillation import ROWS, TEACHER, TEACHER_STEPS, TEST, data, teacher
 from acceptance.protocol import Arm, Claim, Experiment, Metrics
-from acceptance.training import opened, train
+from acceptance.training import bits_per_byte, opened, score, train
 from uplift.core.recipe import Recipe
 from uplift.core.values import Corpus
 from uplift.data.dataset import load_parts
@@ -44,9 +44,8 @@ def recipe_of(model: Path, section: dict[str, Any], steps: int, rate: float, see
 def measured(recipe: dict[str, Any], folder: Path, techniques: list[dict[str, Any]]) -> Metrics:
     """Bits per byte on held-out files, size, and seconds of training."""
     report, run = train(recipe, folder, techniques=techniques)
-    assert report.evaluation is not None and report.evaluation.metric == "bits_per_byte"
     parameters = sum(parameter.numel() for parameter in opened(run / "model", "language").parameters())
-    return {"bits_per_byte": report.evaluation.value, "parameters": float(parameters), "seconds": report.cost.seconds or 0.0}
+    return {"bits_per_byte": bits_per_byte(report), "parameters": float(parameters), "seconds": report.cost.seconds or 0.0}
 
 
 def healed(
@@ -100,7 +99,7 @@ def zeroed(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     model.save(folder / "model")
-    return {"bits_per_byte": evaluate(str(folder / "model"), recipe, Path()).value}
+    return {"bits_per_byte": score(evaluate(str(folder / "model"), recipe, Path()), "bits_per_byte")}
 
 
 BPB = "bits_per_byte"

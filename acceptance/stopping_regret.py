@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from acceptance.protocol import Claim, Experiment, Metrics
@@ -60,8 +61,8 @@ EXPERIMENT = Experiment(
     question="Does a noise-aware rule keep nearly the best weights of an over-fitting run and save half of it?",
     budget=f"40 epochs over {ROWS} reviews; every rule is replayed on the same run of a seed",
     arms={
-        "never": lambda seed, folder: arm(None, seed, folder),
-        **{name: (lambda seed, folder, rule=rule: arm(rule, seed, folder)) for name, rule in RULES.items()},
+        "never": partial(arm, None),
+        **{name: partial(arm, rule) for name, rule in RULES.items()},
     },
     claims=(
         Claim("noise_aware", "never", "regret", most=-0.05, shown=True),

@@ -15,7 +15,7 @@ import torch
 
 from acceptance.protocol import Metrics
 from uplift.core.recipe import HfModel, Recipe
-from uplift.core.report import Report
+from uplift.core.report import Evaluation, Report
 from uplift.core.storage import write_atomically
 from uplift.data.packages import fetch
 from uplift.model.language_model import LanguageModel
@@ -54,15 +54,27 @@ def train(recipe: dict[str, Any], folder: Path, **changes: Any) -> tuple[Report,
     return report, home
 
 
+def score(evaluation: Evaluation | None, metric: str) -> float:
+    """The value on the test part, which is of this metric."""
+    assert evaluation is not None and evaluation.metric == metric and evaluation.value is not None
+    return evaluation.value
+
+
 def accuracy(report: Report) -> float:
     """Test accuracy in per cent."""
-    assert report.evaluation is not None
-    return 100.0 * report.evaluation.value
+    return 100.0 * score(report.evaluation, "accuracy")
+
+
+def bits_per_byte(report: Report) -> float:
+    """Bits per byte of the test part."""
+    return score(report.evaluation, "bits_per_byte")
 
 
 def final(report: Report, name: str) -> float:
     """The last value of a curve of the report."""
-    return next(curve.values[-1] for curve in report.curves if curve.name == name)
+    value = next(curve.values[-1] for curve in report.curves if curve.name == name)
+    assert value is not None
+    return value
 
 
 def opened(directory: Path, head: Literal["language", "class"]) -> LanguageModel:
@@ -74,7 +86,7 @@ def opened(directory: Path, head: Literal["language", "class"]) -> LanguageModel
 def evaluated(directory: Path, recipe: dict[str, Any], **changes: Any) -> float:
     """Test accuracy in per cent of a saved model on the test part of ``recipe``."""
     whole = Recipe.model_validate(merged(merged({"name": "arm"}, recipe), changes))
-    return 100.0 * evaluate(str(directory), whole, Path()).value
+    return 100.0 * score(evaluate(str(directory), whole, Path()), "accuracy")
 
 
 def best(rates: Sequence[float], train_at: Callable[[float], Metrics], by: str, *, highest: bool = False) -> Metrics:

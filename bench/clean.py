@@ -46,8 +46,13 @@ def timed(action: Callable[[], Any]) -> tuple[float, Any]:
 def stages(step: CleaningStep, texts: Sequence[str]) -> tuple[float, float, int]:
     """Seconds of the sketches, seconds of settling and judging, and how many texts stay."""
     sketching, sketches = timed(lambda: [step.sketch(texts[at : at + CHUNK]) for at in range(0, len(texts), CHUNK)])
-    settling, verdicts = timed(lambda: (step.settle(sketches), [step.judge(row, text) for row, text in enumerate(texts)])[1])
-    return sketching, settling, sum(verdict.text is not None for verdict in verdicts)
+
+    def judged() -> int:
+        step.settle(sketches)
+        return sum(step.judge(row, text).text is not None for row, text in enumerate(texts))
+
+    settling, left = timed(judged)
+    return sketching, settling, left
 
 
 def ours(texts: Sequence[str], evaluation: Sequence[str], folder: Path) -> dict[str, float]:
