@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from uplift.cli.main import main
-from uplift.core.errors import DataError, UsageError
+from uplift.core.errors import DataError, UpliftError, UsageError
 from uplift.core.recipe import HfModel
 from uplift.data.explore.findings import Inspection
 from uplift.model.opening import open_model
@@ -84,3 +85,56 @@ def test_mistakes_are_named(tmp_path: Path, causal: str) -> None:
     with pytest.raises(Exception, match="is not a model"):
         inspect(str(rows), model=str(tmp_path))
     assert main(["data", "inspect", str(rows), "--limit", "0"]) == UsageError.exit_code
+
+
+PIECES = (
+    *("good", "bad", "日本語", "😀", "\u200b", "\u202e", "ﬁ", "x" * 300, "1", "nan"),
+    *("", "  ", "\n", "<b>hi</b>", "a@b.co", "def f(): 1"),
+)
+LABELS: tuple[tuple[object, ...], ...] = (
+    ("a", "b"),
+    (0, 1),
+    ("only",),
+    (None, "a"),
+    tuple(range(40)),
+    (True, False),
+    (1.5, 2.5),
+    ("", "x"),
+    (["l"], ["m"]),
+)
+
+
+def odd_rows(rng: random.Random) -> list[dict[str, object]]:
+    """Few rows made of few odd pieces, as texts or as chats, with any labels or none."""
+    pieces, labels, chats = (
+        rng.sample(PIECES, rng.randint(1, len(PIECES))),
+        rng.choice((*LABELS, None, None)),
+        rng.random() < 0.3,
+    )
+    rows: list[dict[str, object]] = []
+    for _ in range(rng.choice((1, 2, 5, 31, 60))):
+        words = rng.choice((" ", "")).join(rng.choices(pieces, k=rng.choice((0, 1, 1, 2, 5, 30))))
+        turns = [{"role": rng.choice(("user", "system", "assistant")), "content": words} for _ in range(rng.randint(0, 4))]
+        rows.append({"messages": turns} if chats else {"text": words})
+        if labels is not None:
+            rows[-1]["label"] = rng.choice(labels)
+    return rows
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("seed", range(10))
+def test_odd_data_gives_a_page_or_one_clear_error(tmp_path: Path, causal: str, seed: int) -> None:
+    pages = 0
+    for number in range(12):
+        rng = random.Random(f"{seed} {number}")
+        rows = write_rows(tmp_path / "rows.jsonl", odd_rows(rng))
+        parts = {"test": str(rows)} if rng.random() < 0.3 else {}
+        try:
+            found = inspect(str(rows), parts=parts, model=causal, output=tmp_path / "page.html")
+        except UpliftError as error:
+            assert error.fix or error.why
+            continue
+        pages += 1
+        assert Inspection.model_validate_json(found.model_dump_json()) == found
+    assert pages > 6

@@ -96,12 +96,12 @@ class TextTask(Section):
 
 def _with_text(value: str) -> str:
     if "{text}" not in value:
-        raise ValueError("the question needs a `{text}` slot")
+        raise ValueError("it needs a `{text}` slot")
     return value
 
 
 Question = Annotated[str, AfterValidator(_with_text)]
-"""What is asked about a text, with slots ``{text}`` and ``{labels}``."""
+"""What is asked about a text, with a slot ``{text}`` and others, mostly ``{labels}``."""
 QUESTION = "{text}\n\nWhich label fits: {labels}? Answer with the label only."
 
 

@@ -35,6 +35,7 @@ def test_exact_normalized_and_near_by_hand(take) -> None:
 def test_a_text_without_words_is_like_no_other() -> None:
     groups = near_groups(["...", "!!!", "", text(0), text(0)])
     assert len(set(groups.tolist())) == 4
+    assert near_groups(["", "..."]).tolist() == [0, 1] and near_groups([]).tolist() == []
 
 
 def test_conflicts_are_all_found(take) -> None:

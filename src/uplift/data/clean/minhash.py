@@ -114,6 +114,8 @@ class MinHash:
         condition keeps out the many unlike pairs, few of which meet in a band by chance. Which texts end up together does not
         depend on their order.
         """
+        if not len(signatures):
+            return np.zeros(0, dtype=np.int64)
         whole = np.zeros(len(signatures), dtype=np.uint64)
         for band in range(self.bands):
             whole = mix(whole ^ self.band_keys(signatures, band))

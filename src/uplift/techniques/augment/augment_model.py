@@ -13,9 +13,10 @@ import random
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from uplift.core.errors import RecipeError
+from uplift.core.recipe import Question
 from uplift.core.values import Sample
 from uplift.data.clean.step import Edit, edited
 from uplift.data.formats import content_text
@@ -53,17 +54,10 @@ class AugmentModel(WrittenRows):
     """Copies asked for each row."""
     alpha: Annotated[float, Field(gt=0, le=1)] = 0.15
     """fill: share of a text's words that become gaps."""
-    prompt: Annotated[str, Field(min_length=1)] = (
+    prompt: Question = (
         "Write this text again in other words. It must still fit the label {label}. Answer with the new text only.\n\n{text}"
     )
     """rewrite: what is asked, with slots `{text}` and `{label}`."""
-
-    @field_validator("prompt")
-    @classmethod
-    def _has_text_slot(cls, value: str) -> str:
-        if "{text}" not in value:
-            raise ValueError("the prompt needs a `{text}` slot")
-        return value
 
     def _fills(self) -> bool:
         if self.model is None or self.method == "rewrite":

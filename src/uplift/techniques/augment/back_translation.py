@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from uplift.core.model_section import Model
+from uplift.core.recipe import Question
 from uplift.core.values import Sample, derive_seed
 from uplift.data.formats import content_text
 from uplift.techniques.augmentation import Copies, row_seed
@@ -21,7 +22,6 @@ from uplift.techniques.authors import LocalAuthor, facts_of
 from uplift.techniques.written_rows import Draft, WrittenRows, filled
 
 ASK = "Translate this text into {language}. Answer with the translation only.\n\n{text}"
-Template = Annotated[str, Field(min_length=1)]
 
 
 class BackTranslation(WrittenRows):
@@ -39,17 +39,10 @@ class BackTranslation(WrittenRows):
     """What a language model is asked to translate into."""
     original: Annotated[str, Field(min_length=1, max_length=100)] = "English"
     """The language of the rows."""
-    ask: Template | None = None
+    ask: Question | None = None
     """What the first model reads, with slots `{text}` and `{language}`; default: `{text}` for a translation model."""
-    ask_back: Template | None = None
+    ask_back: Question | None = None
     """What the second one reads."""
-
-    @field_validator("ask", "ask_back")
-    @classmethod
-    def _has_text_slot(cls, value: str | None) -> str | None:
-        if value is not None and "{text}" not in value:
-            raise ValueError("it needs a `{text}` slot")
-        return value
 
     def facts(self) -> Mapping[str, Any]:
         """Both models."""
