@@ -269,6 +269,23 @@ def test_what_makes_the_advice_doubtful_is_warned_of() -> None:
     assert unproven.held_out is None and any("nothing shows whether the law predicts" in one for one in unproven.warnings)
 
 
+@pytest.mark.parametrize(
+    ("alpha", "beta", "missing"), [(0.0, 0.3, "the size"), (0.3, 0.0, "the number of tokens"), (0.0, 0.0, "")]
+)
+def test_runs_that_do_not_show_a_best_size_get_no_advice(alpha: float, beta: float, missing: str) -> None:
+    found = [one for one in outcomes_of() if not one.rung.search]
+    for number, one in enumerate(found):
+        noise = 0.01 * math.sin(7.0 * number)
+        one.loss = 4.0 * (one.parameters / 1e6) ** -alpha * (one.tokens / 1e6) ** -beta * math.exp(noise)
+    report = report_of(found)
+    assert report.status == "finished" and report.law is not None and report.held_out is not None and not report.advice
+    assert report.verdict.startswith("These runs name no best use of 60 s: ") and "--tokens" in report.verdict
+    assert missing in report.verdict and len(report.reasons) == 1
+    page = render_scaling_page(report)
+    assert page.count("<svg") == 1 and ">best size<" not in page
+    assert [table.title for table in tables_of(report)] == ["The law", "Runs"]
+
+
 def test_too_few_runs_that_ended_give_a_report_that_says_so() -> None:
     found = outcomes_of()
     for one in found[6:]:

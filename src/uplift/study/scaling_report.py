@@ -134,20 +134,28 @@ def target_of(design: Design, base: Recipe, largest: float) -> Budget:
     return Budget(flops=TEN_TIMES * largest)
 
 
-def advice_parts(found: Findings, target: Budget, scene: Scene) -> list[ScalingAdvice]:
-    """The best use of the budget; what the size asked about makes of it; and what would be the best use of that size."""
-    law, drawn, size = found.fit.law, found.sure.laws, scene.size_parameters
-    spent = show_budget(target)
+def best_use(found: Findings, target: Budget) -> tuple[statistics.Interval, statistics.Interval]:
+    """N and D at which the budget gives the least loss."""
+    law, drawn = found.fit.law, found.sure.laws
     if target.flops is not None:
         chosen, replicates = best_split(law, target.flops), best_split(drawn, target.flops)
-        affordable = target.flops / (6 * size)
     else:
         seconds = target.seconds or 0.0
         chosen, replicates = best_within(law, seconds, found.price), best_within(drawn, seconds, found.price)
-        affordable = seconds / float(found.price.per_token(size))
     N, D = (interval(float(value), many) for value, many in zip(chosen, replicates, strict=True))
-    enough = interval(float(tokens_for(law, size)), tokens_for(drawn, size))
-    name = show_count(scene.size)
+    return N, D
+
+
+def advice_parts(
+    found: Findings, target: Budget, scene: Scene, N: statistics.Interval, D: statistics.Interval
+) -> list[ScalingAdvice]:
+    """The best use of the budget, N and D; what the size asked about makes of it; and the best use of that size."""
+    size, spent, name = scene.size_parameters, show_budget(target), show_count(scene.size)
+    if target.flops is not None:
+        affordable = target.flops / (6 * size)
+    else:
+        affordable = (target.seconds or 0.0) / float(found.price.per_token(size))
+    enough = interval(float(tokens_for(found.fit.law, size)), tokens_for(found.sure.laws, size))
     return [
         _advice(found, f"best use of {spent}", N, D, scene),
         _advice(found, f"{name} parameters within {spent}", _exact(size), _exact(affordable), scene),
@@ -201,14 +209,13 @@ def run_parts(outcomes: Sequence[Outcome], found: Findings | None) -> list[Scali
     ]
 
 
-def undecided(found: Findings, best: ScalingAdvice) -> str:
-    """Why the runs name no best use of a budget, as a clause; empty where they do."""
+def undecided(found: Findings, N: statistics.Interval) -> str:
+    """Why the runs name no best use of a budget, as a clause; empty where they do. ``N``: the best size that came out."""
     parts = {"A": "the size", "alpha": "the size", "B": "the number of tokens", "beta": "the number of tokens"}
     unseen = list(dict.fromkeys(parts[name] for name in found.fit.edges if name in parts))
     if unseen:
         return f"they do not show how the loss falls with {' and '.join(unseen)}"
-    low, high = best.parameters.low or 0.0, best.parameters.high or math.inf
-    if high > VAGUE * low:
+    if not N.high <= VAGUE * N.low:
         return "the loss depends so little, or so unevenly, on the size that the best one could be nearly any"
     return ""
 
@@ -229,9 +236,9 @@ def show_point(size: float, tokens: float) -> str:
     return f"{show_count(size)} parameters, {show_count(tokens)} tokens"
 
 
-def verdict(best: ScalingAdvice, held_out: HeldOutRun | None, target: Budget, vague: str) -> str:
+def verdict(advice: Sequence[ScalingAdvice], held_out: HeldOutRun | None, target: Budget, vague: str) -> str:
     """The one sentence to take away. ``vague``: why there is no advice."""
-    if vague:
+    if not advice:
         text = (
             f"These runs name no best use of {show_budget(target)}: {vague}. Where size makes no difference yet, runs are too "
         )
@@ -239,6 +246,7 @@ def verdict(best: ScalingAdvice, held_out: HeldOutRun | None, target: Budget, va
             text
             + "short: take more tokens per parameter (`--tokens`), smaller sizes (`--sizes`) or smaller steps (`batch_tokens`)."
         )
+    best = advice[0]
     bits = f", {best.bits_per_byte.value:.3f} bits per byte" if best.bits_per_byte and best.bits_per_byte.value else ""
     text = f"For this text, {show_budget(target)} are best spent on {show_count(best.parameters.value)} parameters and "
     text += f"{show_count(best.tokens.value)} tokens: loss {best.loss.value or 0:.3f} "
@@ -344,10 +352,11 @@ def scaling_report(
     text = "No law could be fitted: the reason stands below."
     if found is not None:
         target = target_of(design, base, found.largest)
-        law, held_out, advice = law_part(found), held_out_part(found, outcomes), advice_parts(found, target, scene)
-        vague = undecided(found, advice[0])
-        text = verdict(advice[0], held_out, target, vague)
-        advice = [] if vague else advice
+        law, held_out = law_part(found), held_out_part(found, outcomes)
+        N, D = best_use(found, target)
+        vague = undecided(found, N)
+        advice = [] if vague else advice_parts(found, target, scene, N, D)
+        text = verdict(advice, held_out, target, vague)
     return ScalingReport(
         name=base.name,
         status="finished" if found else "failed",
