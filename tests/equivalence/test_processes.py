@@ -83,7 +83,7 @@ def test_torchrun_starts_the_same_run(server: ForkServer, tmp_path: Path) -> Non
     launched = elsewhere(recipe, tmp_path / "torchrun")
     file = tmp_path / "recipe.yaml"
     file.write_text(json.dumps(launched.model_dump(mode="json")))
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "uplift.cli.main"]
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "uplift"]
     done = subprocess.run(
         [sys.executable, *words, "run", str(file), "--json"],
         cwd=ROOT,

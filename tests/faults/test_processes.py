@@ -132,7 +132,7 @@ def test_sigterm_to_the_launcher_saves_and_does_not_look_finished(tmp_path: Path
     recipe = elsewhere(chat_recipe(tmp_path / "base", train={"steps": 100_000, "save_every": 1000}), tmp_path / "runs")
     file = tmp_path / "recipe.yaml"
     file.write_text(json.dumps(recipe.model_dump(mode="json")))
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "uplift.cli.main"]
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "uplift"]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     with open(tmp_path / "log.txt", "w") as log:
         launcher = subprocess.Popen(

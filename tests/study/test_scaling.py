@@ -23,6 +23,7 @@ from uplift.study.scaling import (
     best_rate,
     check_design,
     check_text,
+    chosen_rate,
     fitted_runs,
     ladder_for,
     next_rate,
@@ -119,6 +120,21 @@ def test_the_rate_is_searched_outwards() -> None:
     assert next_rate({**edge, 9.0: 2.8, 27.0: 2.7}) is None
     diverged = {1.0: math.inf, 3.0: math.inf, 1 / 3: 3.0}
     assert best_rate(diverged) == 1 / 3 and next_rate(diverged) == pytest.approx(1 / 9)
+
+
+@pytest.mark.parametrize("lowest", [0.6, 0.9, 1.0, 1.3, 1.7])
+def test_the_rate_is_taken_from_between_those_tried(lowest: float) -> None:
+    def bowl(factor: float) -> float:
+        return 3.0 + 0.2 * math.log(factor / lowest) ** 2
+
+    assert chosen_rate({factor: bowl(factor) for factor in (1.0, 3.0, 1 / 3)}) == pytest.approx(lowest, rel=1e-2)
+
+
+def test_the_best_rate_tried_is_taken_at_an_edge_beside_a_divergence_and_when_all_are_alike() -> None:
+    assert chosen_rate({1.0: 3.0, 3.0: 2.9, 1 / 3: 3.1}) == 3.0
+    assert chosen_rate({1.0: 3.0, 3.0: math.inf, 1 / 3: 3.1}) == 1.0
+    assert chosen_rate({1.0: 3.0, 3.0: 3.0, 1 / 3: 3.0}) == 1 / 3
+    assert chosen_rate({1.0: 3.0}) == 1.0
 
 
 def test_seconds_a_token_are_a_line_over_the_size() -> None:

@@ -104,7 +104,3 @@ def _dispatch(words: list[str]) -> int:
 def _fail(text: str, code: int) -> int:
     sys.stderr.write(text + "\n")
     return code
-
-
-if __name__ == "__main__":
-    sys.exit(main())

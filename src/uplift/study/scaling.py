@@ -225,6 +225,22 @@ def best_rate(tried: Mapping[float, float]) -> float:
     return min(tried, key=lambda factor: (tried[factor], factor))
 
 
+def chosen_rate(tried: Mapping[float, float]) -> float:
+    """The factor to train with: where the parabola through the best one and its neighbours has its lowest point.
+
+    The parabola is one of the loss over the logarithm of the rate; three digits. The best one itself at an edge of what was
+    tried or beside a rate that diverged.
+    """
+    best, factors = best_rate(tried), sorted(tried)
+    at = factors.index(best)
+    if at in (0, len(factors) - 1):
+        return best
+    below, above = (tried[factors[at + step]] - tried[best] for step in (-1, 1))
+    if not 0 < below + above < math.inf:
+        return best
+    return float(f"{best * RATE_STEP ** ((below - above) / (below + above) / 2):.3g}")
+
+
 def search_rung(ladder: Ladder, base: Recipe, factor: float) -> Rung:
     """A run of the search: the smallest size, the middle number of tokens."""
     return Rung(ladder.sizes[0], ladder.middle, base.seed, base_rate(ladder, base) * factor, search=True)

@@ -38,9 +38,9 @@ from uplift.study.scaling import (
     Ladder,
     Outcome,
     Rung,
-    best_rate,
     check_design,
     check_text,
+    chosen_rate,
     ladder_for,
     multiplying_parameters,
     next_rate,
@@ -205,7 +205,7 @@ def _search(study: Study, ladder: Ladder) -> float:
     if tried and not math.isfinite(min(tried.values())):
         what = "no learning rate trains the smallest model"
         raise NumericsError(what, why=study.outcomes[0].failure, fix="begin the search at a lower `train.lr`")
-    return best_rate(tried) if tried else 1.0
+    return chosen_rate(tried) if tried else 1.0
 
 
 def _expect(study: Study, rungs: list[Rung]) -> None:
