@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from uplift.core.values import Origin, Sample
-from uplift.data.sampling import Order
+from uplift.data.sampling import TURNS, Order
 
 
 def samples(count: int) -> list[Sample]:
@@ -102,3 +102,45 @@ def test_a_hundred_thousand_samples_are_fast() -> None:
     start = time.process_time()
     Order(samples(100_000), 0).epoch(0)
     assert time.process_time() - start < 10
+
+
+# -- versions that take turns ------------------------------------------------------------------------------------------
+def with_versions(rows: int, versions: int) -> list[Sample]:
+    """Each row, then its other versions behind all rows."""
+    plain = samples(rows)
+    return plain + [
+        Sample(f"{row.id}-{number}", row.origin, text=f"{row.text}-{number}", extras={TURNS: (row.id, 0)})
+        for number in range(1, versions)
+        for row in plain
+    ]
+
+
+def row_of(index: int, rows: int) -> int:
+    return index % rows
+
+
+def test_versions_of_a_row_take_turns() -> None:
+    rows, versions = 300, 3
+    order = Order(with_versions(rows, versions), 4)
+    epochs = [order.epoch(epoch) for epoch in range(2 * versions)]
+    assert len(order) == rows
+    assert all(sorted(row_of(index, rows) for index in epoch) == list(range(rows)) for epoch in epochs), "each row once"
+    for three in (epochs[:3], epochs[1:4], epochs[3:]):
+        assert sorted(index for epoch in three for index in epoch) == list(range(rows * versions)), "each version once in three"
+    first = [sum(index // rows == version for index in epochs[0]) for version in range(versions)]
+    assert all(70 < count < 130 for count in first), "no epoch belongs to one version"
+
+
+def test_turns_do_not_change_what_has_one_version_and_obey_weights() -> None:
+    pool = [*samples(100), Sample("id7-1", Origin("f", 7), text="x", extras={TURNS: ("id7", 0)})]
+    order, plain = Order(pool, 4), Order(pool[:100], 4)
+    assert [index for index in order.epoch(1) if index not in (7, 100)] == [index for index in plain.epoch(1) if index != 7]
+    last = Order(with_versions(160, 2), 4, lambda sample, fraction: float(row_of(int(sample.text.split("-")[0]), 160) < 80))
+    drawn = [row_of(index, 160) for index in last.epoch(0)]
+    assert set(drawn[:80]) == set(range(80)) and set(drawn[80:]) == set(range(80, 160))
+
+
+def test_values_of_an_epoch_are_a_mean_over_turns() -> None:
+    order = Order(with_versions(4, 2), 4)
+    assert order.mean_epoch([1, 2, 3, 4, 5, 6, 7, 8]) == 18
+    assert sum(len(order.shown(epoch)) for epoch in range(2)) == 8

@@ -11,6 +11,7 @@ from uplift.core.values import Sample
 from uplift.data.clean.spans import edits_between, move_spans
 from uplift.data.clean.step import Edit
 from uplift.data.formats import content_text, question, sample_id
+from uplift.data.sampling import TURNS, row_key
 
 SPANS = "spans"
 """Key of ``Sample.extras``: (first character, end, label) of each labelled stretch of the text, in order."""
@@ -37,18 +38,30 @@ def reworded(sample: Sample, text: str, task: ClassifyTask, labels: Sequence[str
 
 
 def copy_of(
-    sample: Sample, text: str, number: int, made_by: str, task: ClassifyTask, labels: Sequence[str], spans: Sequence[Span] = ()
+    sample: Sample,
+    text: str,
+    number: int,
+    made_by: str,
+    task: ClassifyTask,
+    labels: Sequence[str],
+    spans: Sequence[Span] = (),
+    *,
+    turns: bool = False,
 ) -> Sample | None:
-    """A further row with this text: its own id, the group of its source, and a mark that says where it came from."""
+    """A further row with this text: its own id, the group of its source, and a mark that says where it came from.
+
+    ``turns``: it takes turns with its source, one an epoch.
+    """
     made = reworded(sample, text, task, labels)
     if made is None:
         return None
-    occurrence = sample.extras.get("occurrence", 0)
-    extras: dict[str, Any] = {key: value for key, value in made.extras.items() if key not in ("occurrence", SPANS)}
+    extras: dict[str, Any] = {key: value for key, value in made.extras.items() if key not in ("occurrence", SPANS, TURNS)}
     extras |= {SOURCE: extras.get(SOURCE, sample.id), MADE_BY: (*extras.get(MADE_BY, ()), made_by)}
     if spans:
         extras[SPANS] = tuple(spans)
-    return replace(made, id=sample_id("\x1f".join(map(str, (sample.id, occurrence, made_by, number)))), extras=extras)
+    if turns:
+        extras[TURNS] = sample.extras.get(TURNS) or row_key(sample)
+    return replace(made, id=sample_id("\x1f".join(map(str, (*row_key(sample), made_by, number)))), extras=extras)
 
 
 def spans_in(sample: Sample, text: str) -> list[Span] | None:

@@ -4,6 +4,8 @@ Weights act inside an epoch without dropping anything. An epoch is a race: a sam
 the speed of its weight, and is drawn when it arrives; in each round speeds are asked anew. At every moment that is weighted
 sampling without replacement (Efraimidis and Spirakis 2006, "Weighted random sampling with a reservoir"); samples that start to
 run late do not arrive in a burst; and equal weights give exactly the order of no weights, a plain permutation.
+
+Versions of a row can take turns: every epoch shows one of them, the next epoch the next one.
 """
 
 from __future__ import annotations
@@ -17,20 +19,40 @@ from uplift.core.values import Sample, derive_seed
 
 ROUNDS = 16
 """Times per epoch that weights are asked anew."""
+TURNS = "turns"
+"""Key of ``Sample.extras``: the ``row_key`` of the row with which a version of it takes turns."""
+
+
+def row_key(sample: Sample) -> tuple[str, int]:
+    """What tells a row from others, equal ones included."""
+    return sample.id, sample.extras.get("occurrence", 0)
 
 
 class Order:
     """Training order over ``samples``; ``weight(sample, fraction)`` says how much to draw a sample at a point of the run.
 
-    Weight 0 means later: every epoch visits every sample exactly once.
+    Weight 0 means later: every epoch visits every sample exactly once, and of versions that take turns one. The first epoch
+    begins with any of them, so that each epoch shows as many first versions, second ones and so on.
     """
 
     def __init__(self, samples: Sequence[Sample], seed: int, weight: Callable[[Sample, float], float] | None = None) -> None:
         self._samples, self._seed, self._weight = samples, seed, weight
         self._hashes = np.array([_sample_hash(sample) for sample in samples], dtype=np.uint64)
+        self._rows = versions(samples)
+        starts = _mix(self._hashes ^ _mix(np.array([derive_seed("turns", seed)], dtype=np.uint64)))
+        self._starts = [int(starts[row[0]]) for row in self._rows]
 
     def __len__(self) -> int:
-        return len(self._samples)
+        """Samples of an epoch."""
+        return len(self._rows)
+
+    def shown(self, epoch: int) -> list[int]:
+        """Indices of the samples of an epoch, in file order of their rows."""
+        return [row[(epoch + start) % len(row)] for row, start in zip(self._rows, self._starts, strict=True)]
+
+    def mean_epoch(self, values: Sequence[int]) -> int:
+        """What a value of each sample adds up to in an epoch, on average over epochs."""
+        return round(sum(sum(values[index] for index in row) / len(row) for row in self._rows))
 
     def epoch(self, epoch: int, fraction_at: Callable[[int], float] = lambda position: 0.0) -> list[int]:
         """Sample indices of one epoch in training order.
@@ -38,14 +60,13 @@ class Order:
         ``fraction_at(position)`` is the progress of the run, 0 to 1, when ``position`` samples of this epoch are done.
         Raises ValueError when a weight is negative or not finite.
         """
-        draws = self._exponentials(epoch)
+        draws, left = self._exponentials(epoch), np.array(self.shown(epoch), dtype=np.int64)
         if self._weight is None:
-            return np.argsort(draws, kind="stable").tolist()
+            return left[np.argsort(draws[left], kind="stable")].tolist()
         distances = draws.copy()
-        left = np.arange(len(draws))
         order: list[int] = []
         for round_ in range(ROUNDS):
-            quota = len(draws) * (round_ + 1) // ROUNDS - len(order)
+            quota = len(self) * (round_ + 1) // ROUNDS - len(order)
             if quota == 0:
                 continue
             speeds = _speeds(self._weights(left, fraction_at(len(order))))
@@ -71,6 +92,14 @@ class Order:
         if not np.isfinite(weights).all() or (weights < 0).any():
             raise ValueError("sample weights must be finite and not negative")
         return weights
+
+
+def versions(samples: Sequence[Sample]) -> list[list[int]]:
+    """Indices of each row's versions: of nearly all rows one."""
+    rows: dict[tuple[str, int], list[int]] = {}
+    for index, sample in enumerate(samples):
+        rows.setdefault(sample.extras.get(TURNS) or row_key(sample), []).append(index)
+    return list(rows.values())
 
 
 def _speeds(weights: np.ndarray) -> np.ndarray:

@@ -186,7 +186,7 @@ def finish_model(model: LanguageModel, techniques: list[Technique]) -> LanguageM
 
 
 def horizon_of(recipe: Recipe, samples: int, flops_per_token: float) -> Horizon:
-    """Where training ends by samples (epochs), steps, and token or FLOP budget; seconds are fitted in preflight."""
+    """Where training ends by samples (so many an epoch), steps, and token or FLOP budget; seconds are fitted in preflight."""
     train, limits = recipe.train, []
     if train.budget.tokens is not None:
         limits.append(train.budget.tokens)
@@ -254,7 +254,7 @@ def build_engine(assembly: Assembly, run: Run, parallel: Parallel, report: Repor
     micro = min(micro, recipe.train.batch_tokens)
     validation = encode(assembly.corpora["validation"], assembly.encoder)
     batches = fixed_batches(validation, micro, recipe.train.validation_tokens, parallel.device) if validation else []
-    horizon = horizon_of(recipe, len(encoded), training_flops_per_token(model, trainable))
+    horizon = horizon_of(recipe, feed.size, training_flops_per_token(model, trainable))
     identity = identity_of(assembly, parallel)
     engine = Engine(
         recipe.train, learner, trainable, optimizer, lr, feed, horizon, batches, run, parallel, identity, recipe.seed, report

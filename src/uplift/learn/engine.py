@@ -89,7 +89,7 @@ class Engine:
     @property
     def planned(self) -> float:
         """Draws that make up the whole run."""
-        size, tokens = len(self.feed.encoded), self.feed.tokens
+        size, tokens = self.feed.size, self.feed.tokens
         limits = [math.inf if self.horizon.samples is None else self.horizon.samples]
         if self.horizon.tokens is not None:
             limits.append(self.horizon.tokens * size / tokens)

@@ -14,7 +14,10 @@ from uplift.learn.parallel import Parallel
 
 
 class Feed:
-    """Ordered, packed training data. ``tokens`` of one epoch; ``steps_per_epoch`` in file order (about right in any other)."""
+    """Ordered, packed training data.
+
+    ``size`` and ``tokens``: samples and tokens of one epoch; ``steps_per_epoch`` in file order (about right in any other).
+    """
 
     def __init__(
         self, corpus: Corpus, encoded: Sequence[Encoded], techniques: Sequence[Technique], seed: int, batch_tokens: int
@@ -29,14 +32,15 @@ class Feed:
             return product
 
         self._order = Order(list(corpus), seed, weight if weighing else None)
-        self.tokens = sum(len(item) for item in encoded)
-        self.steps_per_epoch = len(plan_steps([len(item) for item in encoded], batch_tokens))
+        lengths = [len(item) for item in encoded]
+        self.size, self.tokens = len(self._order), self._order.mean_epoch(lengths)
+        self.steps_per_epoch = len(plan_steps([lengths[index] for index in self._order.shown(0)], batch_tokens))
         self._cached: tuple[tuple[int, float], list[list[int]]] | None = None
 
     def steps(self, epoch: int, planned: float) -> list[list[int]]:
         """The steps of one epoch as lists of sample indices; ``planned`` draws make up the whole run."""
         if self._cached is None or self._cached[0] != (epoch, planned):
-            drawn = epoch * len(self.encoded)
+            drawn = epoch * self.size
             order = self._order.epoch(epoch, lambda position: min(1.0, (drawn + position) / planned))
             lengths = [len(self.encoded[index]) for index in order]
             steps = [[order[i] for i in step] for step in plan_steps(lengths, self.batch_tokens)]

@@ -72,11 +72,11 @@ def fill_prefix(engine: Engine, seconds: float | None) -> None:
     cache, samples = engine.learner.prefix, engine.feed.encoded
     if cache is None:
         return
-    begin, done = time.monotonic(), 0
+    begin, done, whole = time.monotonic(), 0, sum(map(len, samples))
     short = engine.planned < len(samples)
     for tokens in () if short else cache.fill(samples):
         done += tokens
-        foretold = (time.monotonic() - begin) * engine.feed.tokens / done
+        foretold = (time.monotonic() - begin) * whole / done
         if engine.parallel.any(seconds is not None and foretold > PREFIX_SHARE * seconds):
             short = True
             break
@@ -142,4 +142,4 @@ def preflight(engine: Engine, seconds: float | None) -> float:
     if seconds is not None:
         fit_to_seconds(engine, per_token, seconds)
     check_round_trip(engine)
-    return engine.state.seconds + engine.planned * engine.feed.tokens / len(engine.feed.encoded) * per_token
+    return engine.state.seconds + engine.planned * engine.feed.tokens / engine.feed.size * per_token

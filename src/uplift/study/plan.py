@@ -23,6 +23,7 @@ from uplift.core.storage import free_bytes
 from uplift.core.values import Sample
 from uplift.data.chat import Encoder
 from uplift.data.dataset import Parts, load_parts
+from uplift.data.sampling import versions
 from uplift.learn.assemble import CPU_MICRO_TOKENS, DEVICE_MICRO_TOKENS, apply_samples, corpora_of, resolve_head
 from uplift.learn.linear_loss import CPU_CHUNK, DEVICE_CHUNK_ELEMENTS
 from uplift.learn.quality import quality_step
@@ -184,7 +185,10 @@ def plan(
     corpus = apply_samples(corpora_of(parts, encoder)["train"], [technique.fresh() for technique in recipe.techniques])
     limit = recipe.evaluate.limit or len(parts.test)
     tokens = sample_tokens(
-        [corpus[i] for i in spread(len(corpus), ENCODED_SAMPLE)], len(corpus), encoder, min(limit, len(parts.test))
+        [corpus[i] for i in spread(len(corpus), ENCODED_SAMPLE)],
+        len(versions(list(corpus))),
+        encoder,
+        min(limit, len(parts.test)),
     )
     structure = examine(model, recipe.techniques, recipe.train.steps != 0)
     return foretell(recipe, structure, tokens, measured_machine(recipe), probe() if probe and structure.trainable else None)

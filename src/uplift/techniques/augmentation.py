@@ -1,7 +1,7 @@
 """What techniques share that add training rows: only the training part grows, every copy names its source and keeps its group.
 
 What a copy says is a function of the options and of (seed, source row, number of the copy), so neither workers, nor batches,
-nor the other rows change it.
+nor the other rows change it. With ``turns`` the number follows from the row and the epoch.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from uplift.core.technique import Technique
 from uplift.core.values import Corpus, Sample, Setting, derive_seed
 from uplift.data.formats import content_text
 from uplift.data.rewording import Span, copy_of
+from uplift.data.sampling import row_key
 
-Copies = Annotated[int, Field(ge=1, le=100)]
 DrawSeed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 def row_seed(use: str, seed: int, sample: Sample, number: int) -> int:
     """What decides a copy; equal rows are told apart by their number."""
-    return derive_seed(use, seed, sample.id, sample.extras.get("occurrence", 0), number)
+    return derive_seed(use, seed, *row_key(sample), number)
 
 
 class Augmenting(Technique):
@@ -63,10 +63,20 @@ class Augmenting(Technique):
         self._rows, self._made, self._setting = len(given), len(made), None
         return Corpus([*given, *made], corpus.part, corpus.reference)
 
+
+class Copying(Augmenting):
+    """Base: so many rows made from each row. Not a technique by itself."""
+
+    copies: Annotated[int, Field(ge=1, le=100)] = 1
+    """Further rows made from each row."""
+    turns: bool = False
+    """A row and its copies take turns: every epoch shows one of them, the next epoch the next one. An epoch is then as long as
+    without copies, and no row is seen twice in the same words before `copies` + 1 epochs."""
+
     def copy_with(self, sample: Sample, text: str, number: int, spans: Sequence[Span] = ()) -> Sample:
         """Copy ``number`` of a row with this text. Raises DataError when the row's prompt does not show its text."""
         model, task = self._setting.model, self._setting.task
-        made = copy_of(sample, text, number, self.use, task, model.labels, spans)
+        made = copy_of(sample, text, number, self.use, task, model.labels, spans, turns=self.turns)
         if made is None:
             raise DataError(
                 "the prompt of a row does not show the row's text",

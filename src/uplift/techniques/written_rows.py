@@ -25,7 +25,7 @@ from uplift.core.storage import write_atomically
 from uplift.core.values import Effect, Sample
 from uplift.data.formats import content_text
 from uplift.data.rewording import spans_in
-from uplift.techniques.augmentation import Augmenting
+from uplift.techniques.augmentation import Augmenting, Copying
 from uplift.techniques.authors import Author, facts_of, named_author, own_author
 from uplift.techniques.sieve import Sieve, plain
 
@@ -123,14 +123,13 @@ class WrittenRows(Augmenting):
 
     def made(self, samples: Sequence[Sample], draft: Draft) -> Sample:
         """A kept draft as a row."""
-        source = samples[draft.source]
-        return self.copy_with(source, draft.text, draft.number, spans_in(source, draft.text) or ())
+        raise NotImplementedError
 
     def further(self, samples: Sequence[Sample]) -> list[Sample]:
         """The kept rows; all that were written are in a file beside the runs."""
         rows = [(sample.id, sample.label, content_text(sample)) for sample in samples]
         facts = {
-            "options": self.model_dump(mode="json"),
+            "options": self.model_dump(mode="json", exclude={"turns"}),
             "facts": self.facts(),
             "labels": list(self._setting.model.labels),
             "rows": hashlib.sha256(json.dumps([rows, self.held_texts]).encode()).hexdigest(),
@@ -147,16 +146,6 @@ class WrittenRows(Augmenting):
     def _reasons(self) -> str:
         return ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in sorted(self._refused.items()))
 
-    def judged(
-        self, samples: Sequence[Sample], asked: Sequence[tuple[int, int]], texts: Sequence[tuple[str, str]]
-    ) -> list[Draft]:
-        """Copies (row, number) with what was written of each, and why it is refused: known, in a held-out part, a span lost."""
-        sieve, found = Sieve([content_text(sample) for sample in samples], self.held_texts), []
-        for (index, number), (text, refused) in zip(asked, texts, strict=True):
-            lost = "" if spans_in(samples[index], text) is not None else "lost_span"
-            found.append(Draft(index, number, text, samples[index].label or 0, refused or lost or sieve.judge(text)))
-        return found
-
     def written(self, author: Author, questions: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, str]]:
         """Answers as texts, and why each is refused for itself."""
         answers = author.write(questions, seeds, self.max_new_tokens, self.temperature)
@@ -170,3 +159,22 @@ class WrittenRows(Augmenting):
         if self._file is not None:
             detail += f"; all of them are in {self._file}"
         return Effect(self.use, "training saw rows that a model wrote", self._made / max(1, asked), self._made > 0, detail)
+
+
+class WrittenCopies(WrittenRows, Copying):
+    """Base: further training rows that a model writes of those there are. Not a technique by itself."""
+
+    def made(self, samples: Sequence[Sample], draft: Draft) -> Sample:
+        """A kept draft as a row."""
+        source = samples[draft.source]
+        return self.copy_with(source, draft.text, draft.number, spans_in(source, draft.text) or ())
+
+    def judged(
+        self, samples: Sequence[Sample], asked: Sequence[tuple[int, int]], texts: Sequence[tuple[str, str]]
+    ) -> list[Draft]:
+        """Copies (row, number) with what was written of each, and why it is refused: known, in a held-out part, a span lost."""
+        sieve, found = Sieve([content_text(sample) for sample in samples], self.held_texts), []
+        for (index, number), (text, refused) in zip(asked, texts, strict=True):
+            lost = "" if spans_in(samples[index], text) is not None else "lost_span"
+            found.append(Draft(index, number, text, samples[index].label or 0, refused or lost or sieve.judge(text)))
+        return found

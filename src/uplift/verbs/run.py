@@ -189,7 +189,7 @@ def _train(assembly: Assembly, folder: Run, parallel: Parallel, display: Display
 
 def _predict(engine: Engine, seconds: float, spent: Spent, folder: Run) -> None:
     """Keep what the measured speed foretells, to stand beside what came out."""
-    tokens = int(engine.planned * engine.feed.tokens / len(engine.feed.encoded))
+    tokens = int(engine.planned * engine.feed.tokens / engine.feed.size)
     spent.predicted = Predicted(seconds=seconds, tokens=tokens)
     folder.event("predicted", f"{seconds:.0f} s for {tokens} tokens", seconds=seconds, tokens=tokens)
 

@@ -18,12 +18,14 @@ from uplift.core.values import Corpus, Message, Origin, Sample, Setting
 from uplift.data.clean.step import edited
 from uplift.data.formats import content_text, labelled, question
 from uplift.data.rewording import MADE_BY, SOURCE, SPANS, follow, reworded, spans_in
+from uplift.data.sampling import TURNS, row_key, versions
 from uplift.data.wordnet import synonyms
 from uplift.data.words import OCR, misreadings
 from uplift.learn.assemble import assemble
 from uplift.learn.parallel import Parallel
 from uplift.techniques.augment.augment_words import CHANGES, AugmentWords, Page, changed
 from uplift.testing.tiny import tiny_recipe, tiny_wordnet
+from uplift.verbs.run import run
 
 LABELS = ("negative", "positive")
 TASK = ClassifyTask()
@@ -170,6 +172,29 @@ def test_only_the_training_part_grows(tmp_path):
     assert len({sample.id for sample in train}) == len(train)
     effect = found.techniques[0].effect()
     assert effect.passed and f"{len(made)} copies of {len(sources)} rows" in effect.detail
+
+
+def test_a_row_and_its_copies_take_turns(tmp_path):
+    options = {"use": "augment_words", "operations": PLAIN, "copies": 2, "alpha": 0.3}
+    section = {"steps": None, "epochs": 3, "batch_tokens": 256}
+    seen = {}
+    for turns in (False, True):
+        recipe = tiny_recipe(tmp_path, train=section, techniques=[options | {"turns": turns}])
+        report = run(recipe, Path())
+        assert report.status == "finished" and all(effect.passed for effect in report.effects)
+        seen[turns] = report.cost
+        assert report.cost.tokens == pytest.approx(report.cost.predicted.tokens, rel=0.03)
+    assert seen[True].tokens == pytest.approx(seen[False].tokens / 3, rel=0.02)
+
+
+def test_copies_of_a_copy_take_turns_with_the_row():
+    plain = rows(5)
+    once = copies(plain, copies=2, alpha=0.5, turns=True)
+    assert {each.extras[TURNS] for each in once} == {row_key(sample) for sample in plain}
+    twice = copies([*plain, *once], alpha=0.5, turns=True, seed=1)
+    assert [len(row) for row in versions([*plain, *once, *twice])] == [6] * 5
+    beside = copies([*plain, *once], alpha=0.5, seed=1)
+    assert not any(TURNS in each.extras for each in beside), "the last one said that all its copies are seen"
 
 
 def test_no_copy_says_what_is_held_out():

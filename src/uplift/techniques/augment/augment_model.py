@@ -25,8 +25,8 @@ from uplift.data.words import case_of, in_case
 from uplift.model.gap_filler import GapFiller
 from uplift.model.opening import asked_kind
 from uplift.techniques.augment.augment_words import Page
-from uplift.techniques.augmentation import Copies, row_seed
-from uplift.techniques.written_rows import Draft, WrittenRows, filled
+from uplift.techniques.augmentation import row_seed
+from uplift.techniques.written_rows import Draft, WrittenCopies, filled
 
 LIKELIEST = 10
 """Words that a gap is filled from."""
@@ -44,14 +44,12 @@ def fill_in(gap: Sequence[tuple[float, str]], old: str, temperature: float, rng:
     return in_case(word, case) if case is not None else word
 
 
-class AugmentModel(WrittenRows):
+class AugmentModel(WrittenCopies):
     """Adds `copies` of every training row in other words of a model; validation and test stay as they are."""
 
     use: Literal["augment_model"] = "augment_model"
     method: Literal["auto", "rewrite", "fill"] = "auto"
     """`rewrite`: a causal language model writes the whole text again; `fill`: a masked one fills gaps; `auto`: what it can."""
-    copies: Copies = 1
-    """Copies asked for each row."""
     alpha: Annotated[float, Field(gt=0, le=1)] = 0.15
     """fill: share of a text's words that become gaps."""
     prompt: Question = (

@@ -3,7 +3,7 @@
 When: a few dozen or hundred labelled rows and a model trained from scratch; `typo`, `ocr`: texts that will come mistyped.
 When not: for a well-trained model with a thousand rows or more (expect nothing), or where one word decides (negations, names).
 Paper: Wei and Zou 2019, EDA; Karimi et al. 2021, AEDA (`punctuation`); Belinkov and Bisk 2018 (`typo`).
-Cost: memory of `copies` more training rows; time of an epoch times 1 + `copies`, and a moment before it.
+Cost: memory of `copies` more training rows; time of an epoch times 1 + `copies` (with `turns` as before).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from uplift.data.words import FUNCTION_WORDS, OPTIONS, WORD, case_of, in_case, m
 from uplift.model.language_model import LanguageModel
 from uplift.model.neighbours import Neighbours
 from uplift.model.opening import model_kind
-from uplift.techniques.augmentation import Augmenting, Copies, row_seed
+from uplift.techniques.augmentation import Copying, row_seed
 from uplift.techniques.teacher import Head, open_teacher
 
 Operation = Literal["synonym", "insert", "swap", "delete", "punctuation", "typo", "ocr", "random", "copy"]
@@ -150,7 +150,7 @@ def changed(page: Page, operations: Sequence[Operation], alpha: float, rng: rand
     return []
 
 
-class AugmentWords(Augmenting):
+class AugmentWords(Copying):
     """Adds `copies` of every training row, each changed by one of the `operations`; validation and test stay as they are."""
 
     use: Literal["augment_words"] = "augment_words"
@@ -160,8 +160,6 @@ class AugmentWords(Augmenting):
     `random` puts any word of the rows (it destroys meaning) and `copy` changes nothing: placebos for comparisons."""
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of a text's words that one operation changes (0: off)."""
-    copies: Copies = 1
-    """Further rows made from each row."""
     wordnet: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
     """Folder with the database files of WordNet (`index.noun`, ...), for English."""
     embeddings: Model | None = None

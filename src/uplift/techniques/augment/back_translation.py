@@ -17,22 +17,20 @@ from uplift.core.model_section import Model
 from uplift.core.recipe import Question
 from uplift.core.values import Sample, derive_seed
 from uplift.data.formats import content_text
-from uplift.techniques.augmentation import Copies, row_seed
+from uplift.techniques.augmentation import row_seed
 from uplift.techniques.authors import LocalAuthor, facts_of
-from uplift.techniques.written_rows import Draft, WrittenRows, filled
+from uplift.techniques.written_rows import Draft, WrittenCopies, filled
 
 ASK = "Translate this text into {language}. Answer with the translation only.\n\n{text}"
 
 
-class BackTranslation(WrittenRows):
+class BackTranslation(WrittenCopies):
     """Adds `copies` of every training row, translated by `model` and back by `back`; validation and test stay as they are.
 
     Either may be a translation model, which reads the text alone, or a language model, which is asked in words.
     """
 
     use: Literal["back_translation"] = "back_translation"
-    copies: Copies = 1
-    """Copies asked for each row."""
     back: Model | None = None
     """The model that translates back; default: the one that translated."""
     language: Annotated[str, Field(min_length=1, max_length=100)] = "French"
