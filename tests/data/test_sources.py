@@ -99,6 +99,24 @@ def test_text_files_are_paragraphs_and_folders_documents(tmp_path: Path) -> None
     assert [row.values["text"] for row in documents.rows] == ["# B\n\nbody", "A"]
 
 
+def test_a_file_of_code_is_one_row_and_a_script_beside_tables_is_none(tmp_path: Path) -> None:
+    code = tmp_path / "code"
+    (code / "deep").mkdir(parents=True)
+    texts = {"a.py": "a, b = 1, 2\n\n\nc, d = 3, 4\n", "deep/b.sql": "x, y\n1, 2\n", "notes.md": "# Notes\n"}
+    for name, text in texts.items():
+        (code / name).write_text(text)
+    found = read_source(source(code), tmp_path)
+    assert [row.values["text"] for row in found.rows] == [text.strip() for text in texts.values()], (
+        "not taken for paragraphs or for CSV"
+    )
+    assert len(read_source(source(code / "a.py"), tmp_path).rows) == 1
+    assert len(read_source(source(f"{code}/*.py"), tmp_path).rows) == 1
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "load.py").write_text("print(1)\n")
+    (tmp_path / "set" / "rows.jsonl").write_text('{"text": "a"}\n')
+    assert [row.values for row in read_source(source(tmp_path / "set"), tmp_path).rows] == [{"text": "a"}]
+
+
 def test_folders_and_patterns(tmp_path: Path) -> None:
     for name in ("b.jsonl", "a.jsonl"):
         (tmp_path / name).write_text(json.dumps({"text": name}) + "\n")

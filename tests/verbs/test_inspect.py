@@ -76,6 +76,19 @@ def test_a_folder_of_documents_is_looked_at(tmp_path: Path, causal: str) -> None
     assert found.overview.goal == "text" and found.overview.rows == 40
 
 
+def test_long_plain_texts_lose_nothing_and_long_labelled_ones_their_end(tmp_path: Path, causal: str) -> None:
+    long = " ".join(row["text"] for row in tiny_rows("text", 300))
+    plain = write_rows(tmp_path / "plain.jsonl", [{"text": f"{index} {long}"} for index in range(4)])
+    found = inspect(str(plain), model=causal)
+    assert found.tokens and found.tokens.passages and found.tokens.suggested_cut == 1.0 and found.learning
+    assert not found.learning.problems and found.learning.rows > 4
+    assert any("nothing is cut off" in advice.text for advice in found.advice)
+    labelled = [{"text": f"{index} {long}", "label": "ab"[index % 2]} for index in range(20)]
+    found = inspect(str(write_rows(tmp_path / "labelled.jsonl", labelled)), model=causal)
+    assert found.tokens and not found.tokens.passages and found.learning
+    assert any("of the rows are cut" in advice.text for advice in found.advice)
+
+
 def test_mistakes_are_named(tmp_path: Path, causal: str) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", tiny_rows("classify", 20))
     with pytest.raises(DataError, match="no such file"):

@@ -27,6 +27,13 @@ from uplift.data.rows import BadRow, Row, RowSet, nearest
 
 Reader = Callable[[Path, str], Iterator[Row | BadRow]]
 
+# fmt: off
+CODE = (
+    ".py", ".pyi", ".js", ".jsx", ".mjs", ".ts", ".tsx", ".java", ".kt", ".scala", ".c", ".h", ".cc", ".cpp", ".hpp", ".cs",
+    ".go", ".rs", ".rb", ".php", ".pl", ".lua", ".r", ".jl", ".swift", ".hs", ".ml", ".el",
+    ".sh", ".sql", ".css", ".tex", ".rst",
+)
+# fmt: on
 ENDINGS: Mapping[str, str] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -42,6 +49,7 @@ ENDINGS: Mapping[str, str] = {
     ".xhtml": "html",
     ".docx": "docx",
     ".pdf": "pdf",
+    **dict.fromkeys(CODE, "documents"),
 }
 """File ending -> kind. Those of text may be followed by ``.gz`` or ``.zst``."""
 READERS: Mapping[str, Reader] = {
@@ -202,7 +210,11 @@ def _files(path: Path, shown: str, wanted: str) -> list[tuple[Path, str]]:
     if path.is_dir():
         if wanted == "dataset" or wanted == "auto" and is_saved_dataset(path):
             return [(path, shown)]
-        found = [file for file in sorted(path.rglob("*")) if file.is_file() and not _hidden(file, path) and _ending(file)]
+        known = {file: _ending(file) for file in sorted(path.rglob("*")) if file.is_file() and not _hidden(file, path)}
+        tables = not DOCUMENTS.issuperset(filter(None, known.values()))
+        found = [
+            file for file, kind in known.items() if kind and not (tables and kind == "documents")
+        ]  # a script beside tables
         if not found:
             raise DataError("the folder holds no data file", where=Place(shown), why=f"endings known: {', '.join(ENDINGS)}")
         return [(file, f"{shown.rstrip('/')}/{file.relative_to(path).as_posix()}") for file in found]

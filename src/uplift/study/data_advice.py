@@ -9,7 +9,7 @@ from typing import get_args
 
 from uplift.core.recipe import Data
 from uplift.core.source_section import PackageSource
-from uplift.data.explore.findings import Advice, Inspection, LabelFindings, Leak, RuleFound, Weight
+from uplift.data.explore.findings import Advice, Inspection, LabelFindings, Leak, RuleFound, Tokens, Weight
 from uplift.data.packages import CATALOGUE, named_source
 from uplift.study.suggestion import MINILM, SMOLLM, quoted, split_shares
 
@@ -39,6 +39,12 @@ def per_cent(share: float) -> str:
     if share < 0.001 or share > 0.999:
         return "< 0.1 %" if share < 0.5 else "> 99.9 %"
     return f"{100 * share:.1f} %"
+
+
+def beyond(tokens: Tokens) -> str:
+    """What becomes of rows that are longer than the suggested length."""
+    share = per_cent(tokens.suggested_cut)
+    return f"{share} of the rows go on in another passage" if tokens.passages else f"it cuts {share} of the rows"
 
 
 def advice_of(found: Inspection) -> list[Advice]:
@@ -185,9 +191,12 @@ def _tokens(found: Inspection) -> Iterator[Advice]:
     tokens = found.tokens
     if tokens is None:
         return
-    if tokens.suggested_cut > MANY_CUT:
+    if tokens.passages and tokens.suggested_cut:
+        text = f"at `max_length: {tokens.suggested_length}` {per_cent(tokens.suggested_cut)} of the rows are read as passages"
+        yield Advice(weight="good", topic="length", text=f"{text}; nothing is cut off")
+    elif tokens.suggested_cut > MANY_CUT:
         text = f"even at {tokens.suggested_length:,} tokens {per_cent(tokens.suggested_cut)} of the rows are cut"
-        yield Advice(weight="look", topic="length", text=text, todo="split long texts into passages before training")
+        yield Advice(weight="look", topic="length", text=text, todo="shorten what comes before the answer, or split these rows")
     else:
         text = f"`max_length: {tokens.suggested_length}` holds {per_cent(1 - tokens.suggested_cut)} of the rows whole"
         yield Advice(weight="good", topic="length", text=text)

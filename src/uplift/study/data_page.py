@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from uplift.data.explore.findings import Advice, Inspection
 from uplift.study import data_sections as parts
-from uplift.study.data_advice import per_cent
+from uplift.study.data_advice import beyond, per_cent
 from uplift.study.markup import Html, element, join, prose
 from uplift.study.report_html import whole_page
 from uplift.study.report_sections import tile
@@ -32,7 +32,7 @@ SECTIONS: Mapping[str, tuple[str, str]] = {
     "length": (
         "Lengths",
         "Longer rows cost more: time grows with tokens, memory with the longest row. Rows beyond `max_length` lose their end, "
-        "and with it the answer. If many are cut, raise it, or split the texts.",
+        "and with it the answer: if many are cut, raise it, or split the texts. Plain texts go on in the next passage.",
     ),
     "labels": (
         "Labels",
@@ -144,8 +144,7 @@ def _tiles(found: Inspection) -> list[Html]:
     if tokens:
         every = tokens.content.mean * found.lengths.rows
         tiles.append(tile("tokens", show_count(every), f"{tokens.bytes_per_token:.2f} bytes each"))
-        cut = f"cuts {per_cent(tokens.suggested_cut)} of the rows"
-        tiles.append(tile("suggested max_length", f"{tokens.suggested_length:,}", cut))
+        tiles.append(tile("suggested max_length", f"{tokens.suggested_length:,}", beyond(tokens)))
     tiles.append(tile("repeat another row", f"{same.normalized:,}", f"{same.near:,} nearly, of {same.sampled:,}"))
     if found.labels:
         commonest = found.labels.counts[0]

@@ -129,8 +129,11 @@ def _cuts(found: Inspection) -> Html | None:
         for cut in tokens.cuts
         if cut.max_length <= enough
     )
-    head = [element("th", "max_length", scope="col"), number_head("Rows cut"), number_head("Tokens lost"), ""]
-    return join(element("h3", "What a max_length would cut off"), table(head, rows, "Rows cut at usual lengths"))
+    title, longer = "What a max_length would cut off", ("Rows cut", "Tokens lost")
+    if tokens.passages:
+        title, longer = "What would go on in another passage", ("Rows longer", "Tokens beyond")
+    head = [element("th", "max_length", scope="col"), *map(number_head, longer), ""]
+    return join(element("h3", title), table(head, rows, f"{longer[0]}, by max_length"))
 
 
 def tokenizer(found: Inspection) -> Html | None:
@@ -403,7 +406,7 @@ def training(found: Inspection) -> Html | None:
         return _chat(found.chat) if found.chat else None
     key = element("p", element("span", "learned", class_="learned"), element("span", "read only"), class_="key")
     shown = (_rendered(each) for each in own.samples)
-    told = element("p", f"{per_cent(own.learned)} of the tokens of {own.rows:,} rows are learned.", class_="how")
+    told = element("p", f"{per_cent(own.learned)} of the tokens of {own.rows:,} samples are learned.", class_="how")
     problems = [element("li", f"{each.rows:,} of {each.of:,} rows {each.text}") for each in own.problems]
     told = join(told, element("ul", *problems, class_="notes") if problems else None)
     return join(_chat(found.chat) if found.chat else None, told, key, element("div", *shown, class_="two"))

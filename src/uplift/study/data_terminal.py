@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from uplift.data.explore.findings import Inspection
-from uplift.study.data_advice import per_cent
+from uplift.study.data_advice import beyond, per_cent
 from uplift.study.data_page import headline
 from uplift.study.wording import visible
 
@@ -21,16 +21,17 @@ MOST_LABELS = 6
 def render_data_terminal(found: Inspection, console: Console, page: Path | None = None) -> None:
     """Print the summary; ``page`` is where the whole page lies."""
     console.print(Text(visible(headline(found)), style="bold"))
+    told = _facts(found)
     facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    facts.add_column(style="dim", no_wrap=True)
+    facts.add_column(style="dim", no_wrap=True, min_width=max(len(name) for name, _ in told))
     facts.add_column(overflow="ellipsis", no_wrap=True)
-    for name, value in _facts(found):
+    for name, value in told:
         facts.add_row(name, Text(visible(value)))
     console.print(facts)
     for each in found.advice[:MOST_ADVICE]:
         mark, style = MARKS[each.weight]
-        told = Text.assemble((f"{mark} ", style), visible(each.text), (f"; {visible(each.todo)}" if each.todo else "", "dim"))
-        console.print(told, highlight=False)
+        line = Text.assemble((f"{mark} ", style), visible(each.text), (f"; {visible(each.todo)}" if each.todo else "", "dim"))
+        console.print(line, highlight=False)
     if len(found.advice) > MOST_ADVICE:
         console.print(f"  and {len(found.advice) - MOST_ADVICE} more on the page", style="dim", highlight=False)
     if page is not None:
@@ -43,11 +44,8 @@ def _facts(found: Inspection) -> list[tuple[str, str]]:
     facts = [("rows", f"{over.rows_in:,} read = {over.rows:,} used + {over.quarantined:,} put aside"), ("columns", columns)]
     if tokens:
         own = tokens.encoded
-        told = f"median {own.p50:,.0f}, 95 % {own.p95:,.0f}, 99 % {own.p99:,.0f}, most {own.most:,} (with the template)"
-        facts.append(("tokens", told))
-        facts.append(
-            ("max_length", f"{tokens.suggested_length:,} suggested; it cuts {per_cent(tokens.suggested_cut)} of the rows")
-        )
+        facts.append(("tokens", f"median {own.p50:,.0f}, 95 % {own.p95:,.0f}, 99 % {own.p99:,.0f}, most {own.most:,}"))
+        facts.append(("max_length", f"{tokens.suggested_length:,} suggested; {beyond(tokens)}"))
     else:
         own = found.lengths.words
         facts.append(("words", f"median {own.p50:,.0f}, 95 % {own.p95:,.0f}, 99 % {own.p99:,.0f}, most {own.most:,}"))

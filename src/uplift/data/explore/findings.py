@@ -129,7 +129,9 @@ class Tokens(Found):
     cuts: list[Cut]
     suggested_length: int
     suggested_cut: float
-    """Share of the rows that are cut at the suggested length."""
+    """Share of the rows that are longer than the suggested length."""
+    passages: bool = False
+    """Whether longer rows go on in the next passage, so that nothing is lost; else their end is cut off."""
 
 
 class Lengths(Found):

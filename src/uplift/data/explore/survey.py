@@ -50,6 +50,7 @@ from uplift.data.explore.outliers import outliers_of
 from uplift.data.explore.sample import TextRow
 from uplift.data.explore.tokens import MOST_CHARACTERS as TOKEN_CHARACTERS, Cutter, tokens_of
 from uplift.data.explore.words import vocabulary_of
+from uplift.data.passages import passages
 
 COMPARED_CHARACTERS = 10_000_000
 """Of the texts that are compared with each other (near-duplicates, words, splits)."""
@@ -153,9 +154,11 @@ def _read_by(reader: Reader, taken: Taken) -> tuple[Tokens, Learning]:
     counts, _, _ = cutter.lengths([row.text for row in few])
     roomy = Encoder(reader.tokenizer, learning.LONGEST, reader.kind)
     added = learning.overhead_of(samples, counts.tolist(), roomy)
-    tokens = tokens_of(reader.name, cutter, taken.sample.first(characters=TOKEN_CHARACTERS), added, reader.limit)
+    looked_at = taken.sample.first(characters=TOKEN_CHARACTERS)
+    goes_on = taken.aim.goal == "text" and reader.kind == "causal"
+    tokens = tokens_of(reader.name, cutter, looked_at, added, reader.limit, passages=goes_on)
     encoder = Encoder(reader.tokenizer, tokens.suggested_length, reader.kind)
-    return tokens, learning.learning_of(samples, encoder, head)
+    return tokens, learning.learning_of(passages(samples, encoder), encoder, head)
 
 
 def _cleaning(taken: Taken, notes: list[str]) -> tuple[Cleaning, Languages | None]:

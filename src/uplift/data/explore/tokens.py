@@ -21,7 +21,8 @@ BLOCK = 256
 USUAL_LENGTHS = (128, 256, 512, 1024, 2048, 4096, 8192)
 COVERED = 0.99
 STEP = 64
-LONGEST_SUGGESTED = 8192
+LONGEST_SUGGESTED, LONGEST_PASSAGE = 8192, 2048
+"""Of rows whose end would be cut off, and of rows that would go on in the next passage."""
 WORD = re.compile(r"[^\W\d_]{2,40}")
 LEAST_PIECES = 3
 SPLIT_WORDS = 15
@@ -71,13 +72,24 @@ def _is_unknown(tokenizer: Any) -> bool:
     return tokenizer.unk_token_id is not None and tokenizer.unk_token_id != tokenizer.eos_token_id
 
 
-def tokens_of(name: str, cutter: Cutter, rows: Sequence[TextRow], overhead: Sequence[int], limit: int | None) -> Tokens:
-    """Measure a tokenizer on rows. ``overhead``: tokens that the template adds to rows; ``limit``: what the model can read."""
+def tokens_of(
+    name: str,
+    cutter: Cutter,
+    rows: Sequence[TextRow],
+    overhead: Sequence[int],
+    limit: int | None,
+    *,
+    passages: bool = False,
+) -> Tokens:
+    """Measure a tokenizer on rows.
+
+    ``overhead``: tokens that the template adds to rows; ``limit``: what the model can read; ``passages``: long rows go on.
+    """
     texts = [row.text for row in rows]
     counts, unknown, broken = cutter.lengths(texts)
     total = max(1, int(counts.sum()))
     encoded = counts + (int(np.median(overhead)) if len(overhead) else 1)
-    suggested = min(suggested_length(encoded), limit or LONGEST_SUGGESTED)
+    suggested = min(suggested_length(encoded), limit or LONGEST_SUGGESTED, LONGEST_PASSAGE if passages else LONGEST_SUGGESTED)
     usual = sorted({*USUAL_LENGTHS, suggested, *([limit] if limit else [])})
     return Tokens(
         tokenizer=name,
@@ -93,6 +105,7 @@ def tokens_of(name: str, cutter: Cutter, rows: Sequence[TextRow], overhead: Sequ
         cuts=[cut_at(encoded, length) for length in usual],
         suggested_length=suggested,
         suggested_cut=cut_at(encoded, suggested).rows,
+        passages=passages,
     )
 
 
