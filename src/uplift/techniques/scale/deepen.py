@@ -1,7 +1,7 @@
 """Deepen: gives the model more blocks, made from those it has, before training or inside the run.
 
 When: pretraining, to spend the first part of the budget on a shallow model (`stack`, with `at`); or room for much new text.
-When not: when the small model trained on is good enough (compare with that); when the result must not be slower.
+When not: while the small model itself still gets better (compare with training it on); when the result must not be slower.
 Paper: Du et al. 2024, Stacking Your Transformers (G_stack); Kim et al. 2023, SOLAR; Wu et al. 2024, LLaMA Pro (identity).
 Cost: memory of the new blocks with gradients and moments, two models for a moment; time grows with the blocks.
 
