@@ -2,8 +2,8 @@
 
 When: a small model for the work of a large one; few rows (a teacher says more about each); healing a pruned model with the
 unpruned one as teacher; a fast classifier from a language model that is asked in words.
-When not: enough text and a student that still gets better (more steps on the text are cheaper than a teacher's); the teacher has
-never seen such text (fine-tune it first).
+When not: enough text and a student that still gets better (more steps are cheaper than a teacher); a teacher that has never
+seen such text (fine-tune it first).
 Paper: Hinton et al. 2015, Distilling the Knowledge in a Neural Network; Agarwal et al. 2024, On-Policy Distillation (the
 generalised Jensen-Shannon divergence); Muralidharan et al. 2024, Minitron (what to choose).
 Cost: memory of the teacher (weights only); time of one forward of the teacher per step, or of none from the second epoch on
