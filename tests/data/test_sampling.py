@@ -140,7 +140,16 @@ def test_turns_do_not_change_what_has_one_version_and_obey_weights() -> None:
     assert set(drawn[:80]) == set(range(80)) and set(drawn[80:]) == set(range(80, 160))
 
 
+def test_rows_of_one_name_are_all_seen() -> None:
+    """Only what was said to take turns does."""
+    twins = [Sample("same", Origin("f", 1), text="a")] * 3
+    assert sorted(Order(twins, 4).epoch(0)) == [0, 1, 2]
+    other = Sample("other-1", Origin("f", 2), text="b", extras={TURNS: ("other", 0)})
+    assert sorted(Order([*twins, other], 4).epoch(0)) == [0, 1, 2, 3]
+
+
 def test_values_of_an_epoch_are_a_mean_over_turns() -> None:
     order = Order(with_versions(4, 2), 4)
     assert order.mean_epoch([1, 2, 3, 4, 5, 6, 7, 8]) == 18
+    assert Order([], 4).mean_epoch([]) == 0 and Order([], 4).epoch(0) == []
     assert sum(len(order.shown(epoch)) for epoch in range(2)) == 8

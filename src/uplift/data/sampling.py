@@ -38,21 +38,26 @@ class Order:
     def __init__(self, samples: Sequence[Sample], seed: int, weight: Callable[[Sample, float], float] | None = None) -> None:
         self._samples, self._seed, self._weight = samples, seed, weight
         self._hashes = np.array([_sample_hash(sample) for sample in samples], dtype=np.uint64)
-        self._rows = versions(samples)
-        starts = _mix(self._hashes ^ _mix(np.array([derive_seed("turns", seed)], dtype=np.uint64)))
-        self._starts = [int(starts[row[0]]) for row in self._rows]
+        self._versions, begins = by_row(samples)
+        self._begins, self._counts = begins[:-1], np.diff(begins)
+        key = _mix(np.array([derive_seed("turns", seed)], dtype=np.uint64))
+        self._starts = _mix(self._hashes[self._versions[self._begins]] ^ key)
 
     def __len__(self) -> int:
         """Samples of an epoch."""
-        return len(self._rows)
+        return len(self._begins)
 
-    def shown(self, epoch: int) -> list[int]:
+    def shown(self, epoch: int) -> np.ndarray:
         """Indices of the samples of an epoch, in file order of their rows."""
-        return [row[(epoch + start) % len(row)] for row, start in zip(self._rows, self._starts, strict=True)]
+        turn = (self._starts + np.uint64(epoch)) % self._counts.astype(np.uint64)
+        return self._versions[self._begins + turn.astype(np.int64)]
 
     def mean_epoch(self, values: Sequence[int]) -> int:
         """What a value of each sample adds up to in an epoch, on average over epochs."""
-        return round(sum(sum(values[index] for index in row) / len(row) for row in self._rows))
+        if not len(self):
+            return 0
+        sums = np.add.reduceat(np.array(values, dtype=np.int64)[self._versions], self._begins)
+        return round(float((sums / self._counts).sum()))
 
     def epoch(self, epoch: int, fraction_at: Callable[[int], float] = lambda position: 0.0) -> list[int]:
         """Sample indices of one epoch in training order.
@@ -60,7 +65,7 @@ class Order:
         ``fraction_at(position)`` is the progress of the run, 0 to 1, when ``position`` samples of this epoch are done.
         Raises ValueError when a weight is negative or not finite.
         """
-        draws, left = self._exponentials(epoch), np.array(self.shown(epoch), dtype=np.int64)
+        draws, left = self._exponentials(epoch), self.shown(epoch)
         if self._weight is None:
             return left[np.argsort(draws[left], kind="stable")].tolist()
         distances = draws.copy()
@@ -94,12 +99,16 @@ class Order:
         return weights
 
 
-def versions(samples: Sequence[Sample]) -> list[list[int]]:
-    """Indices of each row's versions: of nearly all rows one."""
-    rows: dict[tuple[str, int], list[int]] = {}
+def by_row(samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the samples, the versions of a row one after the other; and where each row begins, with the end behind."""
+    shared = {sample.extras[TURNS] for sample in samples if TURNS in sample.extras}
+    if not shared:
+        return np.arange(len(samples)), np.arange(len(samples) + 1)
+    rows: dict[object, list[int]] = {}
     for index, sample in enumerate(samples):
-        rows.setdefault(sample.extras.get(TURNS) or row_key(sample), []).append(index)
-    return list(rows.values())
+        key = sample.extras.get(TURNS) or row_key(sample)
+        rows.setdefault(key if key in shared else index, []).append(index)
+    return np.array([index for row in rows.values() for index in row]), np.cumsum([0, *map(len, rows.values())])
 
 
 def _speeds(weights: np.ndarray) -> np.ndarray:

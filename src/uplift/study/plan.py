@@ -23,7 +23,7 @@ from uplift.core.storage import free_bytes
 from uplift.core.values import Sample
 from uplift.data.chat import Encoder
 from uplift.data.dataset import Parts, load_parts
-from uplift.data.sampling import versions
+from uplift.data.sampling import by_row
 from uplift.learn.assemble import CPU_MICRO_TOKENS, DEVICE_MICRO_TOKENS, apply_samples, corpora_of, resolve_head
 from uplift.learn.linear_loss import CPU_CHUNK, DEVICE_CHUNK_ELEMENTS
 from uplift.learn.quality import quality_step
@@ -186,7 +186,7 @@ def plan(
     limit = recipe.evaluate.limit or len(parts.test)
     tokens = sample_tokens(
         [corpus[i] for i in spread(len(corpus), ENCODED_SAMPLE)],
-        len(versions(list(corpus))),
+        len(by_row(list(corpus))[1]) - 1,
         encoder,
         min(limit, len(parts.test)),
     )
