@@ -44,7 +44,7 @@ def watched(command: Sequence[str], folder: Path, environment: Mapping[str, str]
 
 def ours(source: Path, folder: Path, workers: int, environment: Mapping[str, str]) -> dict[str, Any]:
     """Uplift on a folder of JSON lines."""
-    command = [sys.executable, "-m", "uplift.cli.main", "data", "clean", str(source), "--output", str(folder / "cleaned")]
+    command = [sys.executable, "-m", "uplift", "data", "clean", str(source), "--output", str(folder / "cleaned")]
     options = ["--steps", ",".join(STEPS), "--workers", str(workers), "--json"]
     cost, printed = watched([*command, *options], folder, environment)
     told = json.loads(printed)
