@@ -111,10 +111,6 @@ class Worker:
         """Median tokens per second of clock."""
         return statistics.median(step.tokens / step.wall for step in self.steps[warmup:])
 
-    def cpu_speed(self, warmup: int) -> float:
-        """Median tokens per second of CPU time (user and system, all threads)."""
-        return statistics.median(step.tokens / step.cpu for step in self.steps[warmup:])
-
     @property
     def peak(self) -> int:
         """Peak memory in bytes."""

@@ -21,7 +21,6 @@ from bench import ours, peers
 from bench.gate import Worker
 from bench.workload import BILLION, SMALL, TINY, Shape, Work, model_flops
 from uplift.core.storage import write_atomically
-from uplift.learn.assemble import CPU_MICRO_TOKENS, DEVICE_MICRO_TOKENS
 from uplift.study.machine import gemm_flops
 
 RESULTS = Path(__file__).parent / "results"
@@ -37,8 +36,7 @@ def work_of(shape: Shape, counted: int, batch: int) -> Work:
 
 def workers_of(work: Work, device: str, compiled: bool, verbose: bool) -> list[Worker]:
     """Uplift compiled or not, and the Trainer, each with bf16 autocast over fp32 weights and fused AdamW."""
-    micro = CPU_MICRO_TOKENS if device == "cpu" else DEVICE_MICRO_TOKENS
-    own = partial(ours.train, work, device=device, precision=torch.bfloat16, micro_tokens=micro, compiled=compiled)
+    own = partial(ours.train, work, device=device, precision=torch.bfloat16, compiled=compiled)
     changes: dict[str, Any] = {"bf16": True, "optim": "adamw_torch_fused", "use_cpu": device == "cpu"}
     name = "Uplift, compiled blocks" if compiled else "Uplift"
     return [

@@ -17,7 +17,7 @@ from uplift.core.registry import technique_class
 from uplift.core.run import Run
 from uplift.core.technique import Technique
 from uplift.core.values import Corpus, Encoded, Origin, Progress, Sample
-from uplift.learn.assemble import CPU_MICRO_TOKENS, edit_model, frozen_depth
+from uplift.learn.assemble import edit_model, frozen_depth, micro_tokens
 from uplift.learn.engine import Engine
 from uplift.learn.feed import Feed
 from uplift.learn.learner import Learner
@@ -86,9 +86,7 @@ def techniques_of(work: Work, home: Path, live: bool = False) -> list[Technique]
     return [technique_class("lora").model_validate(lora)]
 
 
-def build_engine(
-    work: Work, model: LanguageModel, run: Run, parallel: Parallel, micro_tokens: int, live: bool = False
-) -> Engine:
+def build_engine(work: Work, model: LanguageModel, run: Run, parallel: Parallel, live: bool = False) -> Engine:
     """The engine as a run of the same recipe would have it, with nothing but training in it."""
     techniques = techniques_of(work, run.path, live)
     model = edit_model(model, techniques)
@@ -103,7 +101,7 @@ def build_engine(
     train = Train(steps=MANY, batch_tokens=2**20, lr=work.lr, schedule=schedule, save_every=MANY, clip=1.0)
     learner = Learner(model, techniques, known_layers(model, trainable, encoded) if work.frozen else None)
     engine = Engine(train, learner, trainable, optimizer, work.lr, feed, Horizon(steps=MANY), [], run, parallel, {}, work.seed)
-    engine.state.micro_tokens = micro_tokens
+    engine.state.micro_tokens = micro_tokens(train, parallel.device.type, work.shape.hidden)
     for technique in techniques:
         technique.begin(model, trainable)
     return engine
@@ -122,7 +120,6 @@ def train(
     gate: Gate,
     device: str = "cpu",
     precision: torch.dtype = torch.float32,
-    micro_tokens: int = CPU_MICRO_TOKENS,
     compiled: bool = False,
     live: bool = False,
 ) -> None:
@@ -131,7 +128,7 @@ def train(
     parallel = Parallel(torch.device(device), precision=precision)
     model = open_language_model(work, parallel.device)
     with tempfile.TemporaryDirectory() as folder, Run.create({}, Path(folder), "bench", "0" * 12) as run:
-        engine = build_engine(work, model, run, parallel, micro_tokens, live)
+        engine = build_engine(work, model, run, parallel, live)
         if compiled:
             for layer in model.layers:
                 layer.compile(dynamic=True)

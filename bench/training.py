@@ -7,7 +7,8 @@ import json
 import math
 import os
 import platform
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -41,6 +42,8 @@ RESULTS = Path(__file__).parent / "results"
 PEAK_SIZE, PEAK_SECONDS = 1024, 2.0
 SHORT_DOCUMENTS = 32
 """Short documents of a step: about as many tokens as the other works have."""
+SMALL_COUNTED = 3
+"""Counted steps of small models for one of large ones: they are short."""
 SAME_LOSS = 1e-4
 """Largest relative difference of the first step's loss at which two systems are said to do the same work (fp32)."""
 VERSIONED = ("llm-uplift", "torch", "transformers", "trl", "peft", "accelerate")
@@ -86,6 +89,7 @@ BARS = {
 class Pair:
     """What one run of Uplift beside one peer gave. Speeds in tokens per second, memory in bytes; ``flops``: needed per token.
 
+    ``ratio``: how many times faster Uplift is by the clock, ``cpu_ratio`` by CPU time: medians over the pairs of steps.
     ``difference``: relative difference of the first step's loss, from equal weights on equal documents; None when the peer
     saw others, or has another loss. ``drift``: the largest over the later steps, after real updates.
     """
@@ -94,26 +98,16 @@ class Pair:
     peer: str
     kind: str
     bar: float
+    ratio: float
+    cpu_ratio: float
     speed: float
     peer_speed: float
-    cpu_speed: float
-    peer_cpu_speed: float
     memory: int
     peer_memory: int
     flops: float
     difference: float | None
     drift: float | None
     load: float
-
-    @property
-    def ratio(self) -> float:
-        """How many times faster Uplift is by the clock."""
-        return self.speed / self.peer_speed
-
-    @property
-    def cpu_ratio(self) -> float:
-        """How many times less CPU time Uplift takes."""
-        return self.cpu_speed / self.peer_cpu_speed
 
     @property
     def problems(self) -> list[str]:
@@ -140,17 +134,16 @@ def run_pair(work: Work, peer: Peer, verbose: bool = False) -> Pair:
         other.close()
     documents = [document for number in range(work.steps) for document in work.step(number)]
     per_token = model_flops(work, documents) / sum(map(len, documents))
-    speed, peer_speed = own.speed(work.warmup), other.speed(work.warmup)
     difference, drift = _loss_differences(own.steps, other.steps) if peer.same_loss else (None, None)
     return Pair(
         work.name,
         peer.name,
         peer.kind,
         BARS[work.name][peer.kind],
-        speed,
-        peer_speed,
-        own.cpu_speed(work.warmup),
-        other.cpu_speed(work.warmup),
+        paired_ratio(own.steps[work.warmup :], other.steps[work.warmup :], lambda step: step.wall),
+        paired_ratio(own.steps[work.warmup :], other.steps[work.warmup :], lambda step: step.cpu),
+        own.speed(work.warmup),
+        other.speed(work.warmup),
         own.peak,
         other.peak,
         per_token,
@@ -158,6 +151,11 @@ def run_pair(work: Work, peer: Peer, verbose: bool = False) -> Pair:
         drift,
         load,
     )
+
+
+def paired_ratio(own: Sequence[Step], other: Sequence[Step], seconds: Callable[[Step], float]) -> float:
+    """Median over the turns of our tokens per second to the peer's: the two steps of a turn meet the machine in one mood."""
+    return statistics.median(a.tokens / seconds(a) / (b.tokens / seconds(b)) for a, b in zip(own, other, strict=True))
 
 
 def _loss_differences(own: list[Step], other: list[Step]) -> tuple[float, float]:
@@ -228,8 +226,7 @@ def processor_name() -> str:
 def pair_record(pair: Pair) -> dict[str, Any]:
     """A pair as JSON values."""
     values = {name: round(value, 6) if isinstance(value, float) else value for name, value in vars(pair).items()}
-    values |= {"difference": pair.difference, "drift": pair.drift}
-    return values | {"ratio": round(pair.ratio, 3), "cpu_ratio": round(pair.cpu_ratio, 3), "problems": pair.problems}
+    return values | {"difference": pair.difference, "drift": pair.drift, "problems": pair.problems}
 
 
 def measured_peak(threads: int) -> float:
@@ -246,7 +243,8 @@ def works_of(only: str | None, tiny: bool, counted: int, threads: int) -> list[W
     full = Work("full", shape, steps=WARMUP + counted, threads=threads)
     chosen = [full, replace(full, name="lora", rank=16), replace(full, name="top", frozen=shape.layers - -(-shape.layers // 3))]
     chosen += [replace(full, name="distill", shape=TINY if tiny else STUDENT, teacher=shape, steps=counted)]
-    blocks = replace(full, name="10M blocks", shape=TINY_BLOCKS if tiny else TEN, pretrain=True)
+    steps = WARMUP + SMALL_COUNTED * counted
+    blocks = replace(full, name="10M blocks", shape=TINY_BLOCKS if tiny else TEN, pretrain=True, steps=steps)
     chosen += [
         blocks,
         replace(blocks, name="30M blocks", shape=TINY_BLOCKS if tiny else THIRTY),

@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from bench.gate import Gate, Worker
-from bench.training import Pair, run as run_benchmark
+from bench.gate import Gate, Step, Worker
+from bench.training import Pair, paired_ratio, run as run_benchmark
 from bench.workload import SMOLLM2, TINY, Work, build_model, model_flops
 
 from uplift.core.errors import ResourceError
@@ -63,8 +63,16 @@ def test_a_pair_agrees_on_the_loss_and_is_recorded(tmp_path: Path) -> None:
 
 
 def test_a_pair_says_what_it_misses() -> None:
-    slow = Pair("full", "p", "default", 2.0, 15.0, 10.0, 1.0, 1.0, 3 << 30, 2 << 30, 7e8, 0.1, 0.0, 0.0)
+    slow = Pair("full", "p", "default", 2.0, 1.5, 1.0, 15.0, 10.0, 3 << 30, 2 << 30, 7e8, 0.1, 0.0, 0.0)
     assert slow.problems == ["short by 0.50x", "1.0 GiB more", "other loss"]
+
+
+def test_a_slow_phase_of_the_machine_does_not_move_the_ratio() -> None:
+    def steps(*seconds: float) -> list[Step]:
+        return [Step(100, 0.0, wall, wall, 0) for wall in seconds]
+
+    own, other = steps(1.0, 1.0, 3.0, 3.0, 3.0), steps(2.0, 2.0, 6.0, 6.0, 5.0)
+    assert paired_ratio(own, other, lambda step: step.wall) == 2.0
 
 
 def _fail(word: str, gate: Gate) -> None:

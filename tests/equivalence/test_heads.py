@@ -59,7 +59,7 @@ def test_a_trained_model_gives_the_same_logits_in_plain_transformers(tmp_path: P
 def test_the_chunked_loss_is_the_plain_one_through_the_whole_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
-    monkeypatch.setattr(linear_loss, "CPU_CHUNK", chunk)
+    monkeypatch.setattr(linear_loss, "chunk_rows", lambda weight: chunk)
     model, items = open_tiny(tmp_path / "model").train(), token_samples(8)
     batch = _row(items)
 

@@ -25,12 +25,12 @@ from transformers import (
 from uplift.core.errors import RecipeError
 from uplift.core.legality import clashes_of
 from uplift.core.storage import commit_directory
+from uplift.data.sampling import spread
 from uplift.learn.assemble import finish_model
 from uplift.learn.engine import Engine
 from uplift.learn.optim import apply_groups, resolve_groups
 from uplift.study.structure import examine, hollow_model
 from uplift.techniques.adapt.lora import Lora
-from uplift.techniques.calibration import spread
 from uplift.techniques.layers.bitfit import Bitfit
 from uplift.techniques.layers.block_expansion import BlockExpansion, output_projections, sources
 from uplift.techniques.layers.freeze import Freeze

@@ -112,6 +112,19 @@ def test_int8_is_smaller_and_differs(classifier, tmp_path) -> None:
 
 
 @pytest.mark.slow
+@needs("onnx", "onnxscript", "onnxruntime")
+def test_weights_of_a_decoder_in_few_bits(causal, tmp_path) -> None:
+    found = {
+        kind: export(str(causal), tmp_path / kind, "onnx", number_type=kind, **SMALL).parity
+        for kind in ("f32", "int8_weights", "int4_weights")
+    }
+    plain, eight, four = found.values()
+    assert plain is not None and eight is not None and four is not None
+    assert plain.size > eight.size > four.size
+    assert plain.agreement.divergence < eight.agreement.divergence < 0.001 < 4 * four.agreement.divergence
+
+
+@pytest.mark.slow
 def test_a_decoder_with_classes(tmp_path) -> None:
     model = open_tiny(tiny_causal(tmp_path / "base"), head="class")
     with torch.no_grad():

@@ -12,6 +12,7 @@ from uplift.core.export_section import TYPES, Export
 from uplift.core.recipe import Recipe, Stages
 from uplift.core.report import Report
 from uplift.core.run import Run
+from uplift.core.study_report import StagesReport
 from uplift.serve.export import gate
 from uplift.serve.export.cost import Cost
 from uplift.serve.export.formats import FORMS, Limits
@@ -108,3 +109,17 @@ def test_stages_show_the_files_of_all(recipe: Recipe, finished: Report, cheap: N
     assert found.agreement == 1.0 and exports_table([("only", found)]).rows[0][0] == "only: torch-f32"
     page = (tmp_path / "chains" / f"chain-{chain.hash()}" / "report.html").read_text(encoding="utf-8")
     assert "only: torch-f32" in page
+
+
+def test_a_refused_file_does_not_stop_the_stages_after_it(
+    recipe: Recipe, finished: Report, cheap: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verb, "_limits", lambda *_: Limits(-1.0, -1.0))
+    second = recipe.model_copy(update={"name": "second", "export": []})
+    stages = [recipe.model_copy(update={"name": "first"}), second]
+    chain = Stages(name="chain", stages=stages, output_dir=str(tmp_path / "chains"))
+    with pytest.raises(RefusedExport, match="differs from the original"):
+        run_stages(chain, Path())
+    report = Run.open(tmp_path / "chains" / f"chain-{chain.hash()}").report()
+    assert isinstance(report, StagesReport) and [stage.name for stage in report.stages] == ["first", "second"]
+    assert report.stages[0].exports[0].problems and not report.stages[1].exports

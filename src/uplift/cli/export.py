@@ -51,7 +51,7 @@ def export_command(
         A new folder for the file, its tokenizer and parity.json.
     type: str
         How numbers are kept; default f32. gguf: also f16, q8_0, and by llama.cpp's own quantizer q6_k, q5_k_m, q5_0, q4_k_m,
-        q4_0. onnx: also int8.
+        q4_0. onnx: also int8 (encoders), int8_weights and int4_weights (decoders).
     recipe: Path
         A recipe whose test part both are measured on.
     data: Path

@@ -14,7 +14,7 @@ Format = Literal["gguf", "onnx", "executorch", "torch"]
 Past = Literal["refuse", "warn"]
 TYPES: Mapping[Format, tuple[str, ...]] = {
     "gguf": ("f32", "f16", "q8_0", "q6_k", "q5_k_m", "q5_0", "q4_k_m", "q4_0"),
-    "onnx": ("f32", "int8"),
+    "onnx": ("f32", "int8", "int8_weights", "int4_weights"),
     "executorch": ("f32",),
     "torch": ("f32",),
 }
@@ -27,7 +27,8 @@ class Export(Section):
     to: Format
     """gguf: llama.cpp. onnx: onnxruntime. executorch: phones and boards. torch: a torch.export program."""
     type: str = "f32"
-    """How numbers are kept. gguf: f32, f16, q8_0, q6_k, q5_k_m, q5_0, q4_k_m, q4_0; onnx: f32, int8; others: f32."""
+    """How numbers are kept. gguf: f32, f16, q8_0, q6_k, q5_k_m, q5_0, q4_k_m, q4_0. onnx: f32, int8 for encoders, int8_weights
+    and int4_weights for decoders. Others: f32."""
     rows: Annotated[int, Field(ge=1, le=100_000)] = 100
     """Most test rows to compare on."""
     past_tolerance: Past = "refuse"

@@ -23,6 +23,11 @@ TURNS = "turns"
 """Key of ``Sample.extras``: the ``row_key`` of the row with which a version of it takes turns."""
 
 
+def spread(count: int, wanted: int) -> list[int]:
+    """At most ``wanted`` positions out of ``count``, at even distances from the first on."""
+    return sorted({place * count // min(count, wanted) for place in range(min(count, wanted))}) if count else []
+
+
 def row_key(sample: Sample) -> tuple[str, int]:
     """What tells a row from others, equal ones included."""
     return sample.id, sample.extras.get("occurrence", 0)

@@ -14,7 +14,7 @@ from torch import nn
 
 from uplift.core.errors import RecipeError, RecipeErrors
 from uplift.core.legality import clashes_of
-from uplift.core.recipe import BlankModel, ClassifyTask, Recipe, Task
+from uplift.core.recipe import BlankModel, ClassifyTask, Recipe, Task, Train
 from uplift.core.run import Run
 from uplift.core.technique import Phase, Technique
 from uplift.core.values import Corpus, Encoded, Part, Setting, derive_seed
@@ -39,6 +39,8 @@ from uplift.model.quantized import quantized_sizes
 HeadKind = Literal["language", "class"]
 PHASES: tuple[Phase, ...] = ("structure", "adapter", "precision")
 CPU_MICRO_TOKENS, DEVICE_MICRO_TOKENS = 1024, 16_384
+NARROW = 512
+"""Hidden width up to which a CPU takes twice as many tokens at once: its matrix products are small."""
 NO_PREFIX = frozenset({"embedding_gradient", "regroup", "random_layers", "layer_outputs"})
 """Techniques that give one of these need the frozen layers run anew at every step."""
 VERSIONED = ("llm-uplift", "torch", "transformers", "peft")
@@ -227,6 +229,12 @@ def identity_of(assembly: Assembly, parallel: Parallel) -> dict[str, str]:
     }
 
 
+def micro_tokens(train: Train, device: str, width: int) -> int:
+    """Tokens of one forward of a model of this hidden width, whole samples, at most a step's."""
+    default = DEVICE_MICRO_TOKENS if device != "cpu" else CPU_MICRO_TOKENS * (2 if width <= NARROW else 1)
+    return min(train.micro_tokens or default, train.batch_tokens)
+
+
 def encode(corpus: Corpus, encoder: Encoder) -> list[Encoded]:
     """All samples of a corpus as tokens."""
     return encoder.encode_all(corpus)
@@ -250,8 +258,7 @@ def build_engine(assembly: Assembly, run: Run, parallel: Parallel, report: Repor
             layer.compile(dynamic=True)
     learner = Learner(model, techniques, _prefix(recipe, model, trainable, techniques))
     feed = Feed(assembly.corpora["train"], encoded, techniques, recipe.seed, recipe.train.batch_tokens)
-    micro = recipe.train.micro_tokens or (CPU_MICRO_TOKENS if parallel.device.type == "cpu" else DEVICE_MICRO_TOKENS)
-    micro = min(micro, recipe.train.batch_tokens)
+    micro = micro_tokens(recipe.train, parallel.device.type, model.pretrained.config.hidden_size)
     validation = encode(assembly.corpora["validation"], assembly.encoder)
     batches = fixed_batches(validation, micro, recipe.train.validation_tokens, parallel.device) if validation else []
     horizon = horizon_of(recipe, feed.size, training_flops_per_token(model, trainable))

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-CPU_CHUNK = 256
+CPU_CHUNK, CPU_CHUNK_MOST, CPU_CHUNK_ELEMENTS = 256, 512, 2**22
 DEVICE_CHUNK_ELEMENTS = 2**27
 
 
@@ -33,10 +33,15 @@ class Losses:
 
 
 def chunk_rows(weight_VD: Tensor) -> int:
-    """Rows of logits per chunk: small enough to stay in cache on a CPU, large enough to fill a GPU."""
-    if weight_VD.device.type == "cpu":
-        return CPU_CHUNK
-    return max(256, DEVICE_CHUNK_ELEMENTS // weight_VD.shape[0])
+    """Rows of logits per chunk of this head."""
+    return rows_at_once(weight_VD.shape[0], weight_VD.device.type)
+
+
+def rows_at_once(vocabulary: int, device: str) -> int:
+    """Rows of logits per chunk: 256 to 512 on a CPU (fewer cost the matrix product, more the caches), enough to fill a GPU."""
+    if device == "cpu":
+        return max(CPU_CHUNK, min(CPU_CHUNK_MOST, CPU_CHUNK_ELEMENTS // vocabulary))
+    return max(CPU_CHUNK, DEVICE_CHUNK_ELEMENTS // vocabulary)
 
 
 def _logits(hidden_kD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, scale: float) -> Tensor:

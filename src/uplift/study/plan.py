@@ -7,7 +7,7 @@ listed. With a probe (a few real steps) the speed is measured instead of assumed
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,14 +20,14 @@ from rich.text import Text
 from uplift.core.recipe import ClassifyTask, Recipe
 from uplift.core.report import Predicted
 from uplift.core.storage import free_bytes
-from uplift.core.values import Sample
 from uplift.data.chat import Encoder
 from uplift.data.dataset import Parts, load_parts
-from uplift.data.sampling import by_row
-from uplift.learn.assemble import CPU_MICRO_TOKENS, DEVICE_MICRO_TOKENS, apply_samples, corpora_of, resolve_head
-from uplift.learn.linear_loss import CPU_CHUNK, DEVICE_CHUNK_ELEMENTS
+from uplift.data.sampling import by_row, spread
+from uplift.learn.assemble import apply_samples, corpora_of, micro_tokens, resolve_head
+from uplift.learn.linear_loss import rows_at_once
 from uplift.learn.quality import quality_step
 from uplift.learn.scoring import shared_prefix
+from uplift.model.language_model import LanguageModel
 from uplift.model.opening import model_kind
 from uplift.study import machine
 from uplift.study.structure import Structure, examine, hollow_model
@@ -181,27 +181,20 @@ def plan(
     parts = parts or load_parts(recipe.data, recipe.task, base_dir, head, quality=quality_step)
     labels = parts.labels if isinstance(recipe.task, ClassifyTask) else ()
     model = hollow_model(recipe, base_dir, labels, parts.train)
-    encoder = Encoder(model.tokenizer, recipe.train.max_length, model.kind)
-    corpus = apply_samples(corpora_of(parts, encoder)["train"], [technique.fresh() for technique in recipe.techniques])
-    limit = recipe.evaluate.limit or len(parts.test)
-    tokens = sample_tokens(
-        [corpus[i] for i in spread(len(corpus), ENCODED_SAMPLE)],
-        len(by_row(list(corpus))[1]) - 1,
-        encoder,
-        min(limit, len(parts.test)),
-    )
+    tokens = training_tokens(recipe, parts, model, min(recipe.evaluate.limit or len(parts.test), len(parts.test)))
     structure = examine(model, recipe.techniques, recipe.train.steps != 0)
     return foretell(recipe, structure, tokens, measured_machine(recipe), probe() if probe and structure.trainable else None)
 
 
-def spread(count: int, most: int) -> list[int]:
-    """At most ``most`` indices of 0..count-1, evenly spread."""
-    return sorted({int(k * count / min(count, most)) for k in range(min(count, most))}) if count else []
+def training_tokens(recipe: Recipe, parts: Parts, model: LanguageModel, test_rows: int) -> Tokens:
+    """Length statistics of the training rows as the techniques leave them, from at most ``ENCODED_SAMPLE`` of them.
 
-
-def sample_tokens(samples: Sequence[Sample], rows: int, encoder: Encoder, test_rows: int) -> Tokens:
-    """Length statistics of ``samples``, which stand for ``rows`` training rows."""
-    encoded = encoder.encode_all(samples)
+    ``model`` may be hollow. Copies of a row that take turns are one row of an epoch.
+    """
+    encoder = Encoder(model.tokenizer, recipe.train.max_length, model.kind)
+    corpus = list(apply_samples(corpora_of(parts, encoder)["train"], [technique.fresh() for technique in recipe.techniques]))
+    rows = len(by_row(corpus)[1]) - 1
+    encoded = encoder.encode_all([corpus[i] for i in spread(len(corpus), ENCODED_SAMPLE)])
     lengths = [len(item) for item in encoded] or [1]
     learned = sum(sum(weight > 0 for weight in item.weights) for item in encoded)
     shared = shared_prefix([tuple(item.ids) for item in encoded]) if encoder.kind == "causal" and learned else 0
@@ -302,19 +295,13 @@ def step_size(recipe: Recipe, tokens: Tokens) -> float:
     return max(1.0, min(filled, tokens.per_epoch))
 
 
-def micro_tokens(recipe: Recipe, device: str) -> int:
-    """Tokens of one forward."""
-    default = CPU_MICRO_TOKENS if device == "cpu" else DEVICE_MICRO_TOKENS
-    return min(recipe.train.micro_tokens or default, recipe.train.batch_tokens)
-
-
 def memory_of(recipe: Recipe, structure: Structure, tokens: Tokens, device: str) -> Memory:
     """Weights, gradients and two Adam moments in fp32; activations of one micro-batch; the head's chunk of logits."""
-    row = max(min(micro_tokens(recipe, device), tokens.per_epoch), tokens.longest)
+    row = max(min(micro_tokens(recipe.train, device, structure.width), tokens.per_epoch), tokens.longest)
     trains = structure.trainable > 0
     layers = structure.trained_layers if trains else 0
     activations = row * structure.activation_floats * max(layers, 1) * FLOAT
-    chunk = CPU_CHUNK if device == "cpu" else max(CPU_CHUNK, DEVICE_CHUNK_ELEMENTS // max(1, structure.vocabulary))
+    chunk = rows_at_once(max(1, structure.vocabulary), device)
     # Logits and their gradient for one chunk; the head's weight gradient is kept beside the parameter's own until it is added.
     head = 2.0 * min(chunk, row) * structure.vocabulary * FLOAT
     head += structure.vocabulary * structure.width * FLOAT if structure.head_trains else 0.0

@@ -46,6 +46,12 @@ BAR = 16
 """Characters of an interval bar."""
 WIDE = 120
 """Columns from which a terminal has room for bars and every cost."""
+GAP = 3
+"""Characters between two columns."""
+WRAPPED = 10
+"""Characters that a column of words can be wrapped to."""
+LEAST_COLUMNS = 3
+"""Columns of a table that a narrow terminal shows in any case."""
 STATUS_STYLE = {"finished": "green", "running": "yellow", "stopped": "yellow", "failed": "red"}
 
 
@@ -63,15 +69,30 @@ def render_tables(
     """Print any other report: its headline, its tables, and what all reports end with."""
     _head(report, headline, reasons, console)
     for shown in tables:
-        console.print(_word_table(shown))
+        console.print(_word_table(shown, console.width))
     _tail(report, console)
 
 
-def _word_table(shown: WordTable) -> Table:
-    table = _table(shown.title, *shown.head, right=[name for name in shown.head[1:] if name not in shown.words])
+def _word_table(shown: WordTable, width: int) -> Table:
+    """The table, without its last columns of numbers where ``width`` characters do not hold them: the page shows all."""
+    kept = list(range(len(shown.head)))
+    while (wider := sum(_width(shown, column) for column in kept) - GAP > width) and len(kept) > LEAST_COLUMNS:
+        kept.remove(next((column for column in reversed(kept[1:]) if shown.head[column] not in shown.words), kept[-1]))
+    head = [shown.head[column] for column in kept]
+    left_out = [name for name in shown.head if name not in head]
+    right = [name for name in head[1:] if name not in shown.words]
+    table = _table(shown.title, *head, right=right, whole="" if wider else head[0])
     for row in shown.rows:
-        table.add_row(*(_text(cell) for cell in row))
+        table.add_row(*(_text(row[column]) for column in kept))
+    if left_out:
+        table.caption, table.caption_justify = _text(f"also on the page: {', '.join(left_out)}", "dim"), "left"
     return table
+
+
+def _width(shown: WordTable, column: int) -> int:
+    """Characters that a column needs, gap included; further columns of words wrap to ``WRAPPED``."""
+    needed = max(len(row[column]) for row in (shown.head, *shown.rows))
+    return GAP + (min(needed, WRAPPED) if shown.head[column] in shown.words else needed)
 
 
 def _comparison(report: ComparisonReport, console: Console) -> None:
@@ -102,7 +123,7 @@ def _run(report: Report, console: Console) -> None:
         if report.evaluation.robustness is not None:
             render_robustness(report.evaluation.robustness, console)
     if report.exports:
-        console.print(_word_table(exports_table([("", each) for each in report.exports])))
+        console.print(_word_table(exports_table([("", each) for each in report.exports]), console.width))
     for sample in report.samples:
         console.print(Text.assemble("> ", _text(sample.prompt, "dim"), _text(sample.text)))
     _effects([("", effect) for effect in report.effects], console)
@@ -327,7 +348,7 @@ def _pair(predicted: str, measured: str, ratio: str) -> str:
 def _tail(report: CommonReport, console: Console) -> None:
     if report.data is not None:
         if report.data.prepared:
-            console.print(_word_table(prepare_table(report.data.prepared)))
+            console.print(_word_table(prepare_table(report.data.prepared), console.width))
         console.print(_text(f"data: {_rows(report.data)}"))
     for event in report.events:
         console.print(_text(f"event: {event.code} × {event.count}: {event.text}"))

@@ -26,6 +26,7 @@ from uplift.core.errors import RecipeError
 from uplift.core.values import Batch, Corpus, Encoded, Progress, Unit
 from uplift.data.chat import Encoder
 from uplift.data.packing import pack, split_micro
+from uplift.data.sampling import spread
 from uplift.learn.forward import ForwardPass
 from uplift.model.backbone import evaluating
 
@@ -39,11 +40,6 @@ See = Callable[[str, Tensor, Tensor], None]
 
 
 # -- rows --------------------------------------------------------------------------------------------------------------
-def spread(count: int, wanted: int) -> list[int]:
-    """At most ``wanted`` positions out of ``count``, at even distances from the first on."""
-    return sorted({place * count // min(count, wanted) for place in range(min(count, wanted))}) if count else []
-
-
 def training_rows(model: Any, corpus: Corpus | None, wanted: int, use: str) -> list[Encoded]:
     """At most ``wanted`` rows of the training ``corpus`` as tokens, at even distances through it, each at most 512 long.
 

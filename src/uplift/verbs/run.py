@@ -74,8 +74,7 @@ def run(
         with open_run(recipe, parallel) as folder:
             if resume and parallel.any(folder.finished):
                 # All processes read the first one's report: only it writes one.
-                report = Run.open(Path(parallel.share_text(str(folder.path)))).report()
-                assert isinstance(report, Report)
+                report = finished_run(Path(parallel.share_text(str(folder.path))))
                 display.stage(f"already finished: {folder.path}")
                 _forget_checkpoints(folder)
             else:
@@ -84,6 +83,13 @@ def run(
                     _forget_checkpoints(folder)
                 report = _carry_out(recipe, base_dir, folder, parallel, display, parts)
             return add_exports(recipe, base_dir, folder, report, display) if parallel.first else report
+
+
+def finished_run(path: Path) -> Report:
+    """The report of a finished run's folder."""
+    report = Run.open(path).report()
+    assert isinstance(report, Report)
+    return report
 
 
 def open_run(recipe: Recipe, parallel: Parallel) -> Run:

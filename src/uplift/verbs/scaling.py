@@ -27,12 +27,11 @@ from uplift.core.report import Report
 from uplift.core.run import Run
 from uplift.core.storage import write_atomically
 from uplift.core.study_report import ScalingReport
-from uplift.data.chat import Encoder
 from uplift.data.dataset import Parts, load_parts
-from uplift.learn.assemble import apply_samples, corpora_of, resolve_head
+from uplift.learn.assemble import resolve_head
 from uplift.learn.quality import quality_step
 from uplift.model.opening import model_kind
-from uplift.study.plan import EFFICIENCY, ENCODED_SAMPLE, STEP_SECONDS, Tokens, measured_machine, sample_tokens, spread
+from uplift.study.plan import EFFICIENCY, STEP_SECONDS, Tokens, measured_machine, training_tokens
 from uplift.study.scaling import (
     Design,
     Ladder,
@@ -128,10 +127,7 @@ def _examine(recipe: Recipe, base_dir: Path) -> tuple[Parts, Tokens]:
         fix = "add `data.split.test: 0.1` or `data.test`"
         raise DataError("the study has nothing to measure on", where="data.split", why="there is no test part", fix=fix)
     model = hollow_model(recipe, base_dir, (), parts.train)
-    encoder = Encoder(model.tokenizer, recipe.train.max_length, model.kind)
-    corpus = apply_samples(corpora_of(parts, encoder)["train"], [technique.fresh() for technique in recipe.techniques])
-    samples = [corpus[i] for i in spread(len(corpus), ENCODED_SAMPLE)]
-    return parts, sample_tokens(samples, len(corpus), encoder, len(parts.test))
+    return parts, training_tokens(recipe, parts, model, len(parts.test))
 
 
 def _own_size(recipe: Recipe) -> int:

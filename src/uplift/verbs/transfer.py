@@ -23,13 +23,12 @@ from uplift.core.report import DataReport, Report
 from uplift.core.run import Run
 from uplift.core.storage import write_atomically
 from uplift.core.study_report import TransferReport
-from uplift.data.chat import Encoder
 from uplift.data.dataset import Parts, load_parts
 from uplift.evaluate.outcomes import require_same_items
-from uplift.learn.assemble import apply_samples, corpora_of, resolve_head
+from uplift.learn.assemble import resolve_head
 from uplift.learn.quality import quality_step
 from uplift.model.opening import model_kind
-from uplift.study.plan import ENCODED_SAMPLE, Tokens, sample_tokens, spread
+from uplift.study.plan import Tokens, training_tokens
 from uplift.study.structure import hollow_model
 from uplift.study.transfer import RESAMPLES, Cell, Design, Job, check_design, jobs_of
 from uplift.study.transfer_page import render_transfer_page
@@ -93,10 +92,7 @@ def _examine(recipe: Recipe, base_dir: Path) -> tuple[Parts, Tokens, int]:
         raise DataError("the study has nothing to measure on", where="data.split", why="there is no test part", fix=fix)
     labels = parts.labels if isinstance(recipe.task, ClassifyTask) else ()
     model = hollow_model(recipe, base_dir, labels)
-    encoder = Encoder(model.tokenizer, recipe.train.max_length, model.kind)
-    corpus = apply_samples(corpora_of(parts, encoder)["train"], [technique.fresh() for technique in recipe.techniques])
-    tokens = sample_tokens([corpus[i] for i in spread(len(corpus), ENCODED_SAMPLE)], len(corpus), encoder, len(parts.test))
-    return parts, tokens, len(model.layers)
+    return parts, training_tokens(recipe, parts, model, len(parts.test)), len(model.layers)
 
 
 def _carry_out(job: Job, cell: Cell, base_dir: Path, parts: Parts, progress: StudyProgress) -> None:

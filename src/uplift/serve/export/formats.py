@@ -72,7 +72,7 @@ FORMS: Mapping[Format, Form] = {
         runtime="onnxruntime",
         write=("onnx", "onnxscript"),
         run=("onnxruntime",),
-        types={"f32": EXACT, "int8": FOUR_BITS},
+        types={"f32": EXACT, "int8": FOUR_BITS, "int8_weights": EIGHT_BITS, "int4_weights": FOUR_BITS_PLAIN},
         batches=True,
     ),
     "executorch": Form(
