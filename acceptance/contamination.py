@@ -14,15 +14,16 @@ from uplift.core.prepare_section import Decontaminate
 from uplift.core.source_section import FileSource
 from uplift.data.clean.decontaminate import Decontaminator
 from uplift.data.sources import read_source
-from uplift.testing.tiny import Row, tiny_causal, write_rows
+from uplift.testing.tiny import Row, write_rows
 
 TRAINING, TEST, LEAKED = 600, 300, 150
 """Rows; so many of the test rows are also trained on, with their labels."""
 NOISED, NOISE = 0.5, 0.1
 """Share of the leaked rows that are reworded, and the share of their words that are replaced."""
-MODEL: dict[str, Any] = {"hidden_size": 96, "intermediate_size": 288, "num_hidden_layers": 3}
-SECTION = {"max_length": 192, "batch_tokens": 2048, "lr": 2e-3, "schedule": {"use": "wsd"}}
-STEPS = 400
+MINILM: dict[str, Any] = {"use": "package", "name": "minilm-l6"}
+SECTION = {"max_length": 128, "batch_tokens": 1024, "lr": 2e-4, "schedule": {"use": "wsd"}}
+STEPS = 120
+"""About six times through the rows: a pretrained encoder then knows most of them by heart."""
 
 
 def rows_of(path: str) -> list[Row]:
@@ -59,6 +60,7 @@ def arm(
     test: int = TEST,
     leaked: int = LEAKED,
     steps: int = STEPS,
+    model: dict[str, Any] | None = None,
 ) -> Metrics:
     """Test accuracy in per cent, and the rows trained on."""
     shared = folder.parent
@@ -78,9 +80,8 @@ def arm(
     }[kind]
     path = shared / f"rows-{kind}-{training}-{seed}.jsonl"
     write_rows(path, rows)
-    start = tiny_causal(shared / f"start-{seed}", seed=seed, initializer_range=0.02, **MODEL)
     recipe = {
-        "model": {"use": "hf", "id": str(start)},
+        "model": model or MINILM,
         "data": {
             "split": {"validation": 0.0, "test": 0.0},
             "train": {"use": "jsonl", "path": str(path)},
@@ -101,9 +102,9 @@ EXPERIMENT = Experiment(
     budget=f"{STEPS} equal steps; {TRAINING} reviews, when leaked also {LEAKED} of {TEST} test rows, half of them reworded",
     arms={kind: partial(arm, kind) for kind in ("clean", "leaked", "decontaminated", "placebo")},
     claims=(
-        Claim("leaked", "clean", "accuracy", least=10.0, shown=True),
+        Claim("leaked", "clean", "accuracy", least=3.0, shown=True),
         Claim("decontaminated", "clean", "accuracy", least=-2.0, most=2.0),
-        Claim("decontaminated", "placebo", "accuracy", most=-5.0, shown=True),
+        Claim("decontaminated", "placebo", "accuracy", most=-3.0, shown=True),
     ),
     seeds=5,
     placebo="placebo",
