@@ -131,7 +131,7 @@ def test_a_time_budget_fits_the_schedule_and_survives_a_restart(tmp_path: Path) 
     again = make_engine(tmp_path, train={"steps": 10**6, "budget": {"seconds": 0.6}, "save_every": 5})
     assert again.resume() and again.horizon.tokens == limit
     state = again.train()
-    # The last rate of the schedule is near 0 (on a busy machine only few steps lead there), unless the run was cut, and says so.
+    # The last rate of the schedule is near 0 (few steps lead there on a busy machine), or the run was cut, and says so.
     rates = losses(again, "lr")
     assert rates[-1] < max(0.1, 1 / len(rates)) * max(rates) or "budget" in state.stopped
 
