@@ -60,7 +60,6 @@ def arm(
     test: int = TEST,
     leaked: int = LEAKED,
     steps: int = STEPS,
-    model: dict[str, Any] | None = None,
 ) -> Metrics:
     """Test accuracy in per cent, and the rows trained on."""
     shared = folder.parent
@@ -81,7 +80,7 @@ def arm(
     path = shared / f"rows-{kind}-{training}-{seed}.jsonl"
     write_rows(path, rows)
     recipe = {
-        "model": model or MINILM,
+        "model": MINILM,
         "data": {
             "split": {"validation": 0.0, "test": 0.0},
             "train": {"use": "jsonl", "path": str(path)},
@@ -102,9 +101,9 @@ EXPERIMENT = Experiment(
     budget=f"{STEPS} equal steps; {TRAINING} reviews, when leaked also {LEAKED} of {TEST} test rows, half of them reworded",
     arms={kind: partial(arm, kind) for kind in ("clean", "leaked", "decontaminated", "placebo")},
     claims=(
-        Claim("leaked", "clean", "accuracy", least=3.0, shown=True),
+        Claim("leaked", "clean", "accuracy", least=10.0, shown=True),
         Claim("decontaminated", "clean", "accuracy", least=-2.0, most=2.0),
-        Claim("decontaminated", "placebo", "accuracy", most=-3.0, shown=True),
+        Claim("decontaminated", "placebo", "accuracy", most=-5.0, shown=True),
     ),
     seeds=5,
     placebo="placebo",

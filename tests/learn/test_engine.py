@@ -123,17 +123,16 @@ def test_the_best_weights_come_back_at_the_end(tmp_path: Path) -> None:
 
 
 def test_a_time_budget_fits_the_schedule_and_survives_a_restart(tmp_path: Path) -> None:
-    engine = make_engine(tmp_path, train={"steps": 10**6, "budget": {"seconds": 0.6}, "save_every": 5})
-    preflight(engine, 0.6)
+    engine = make_engine(tmp_path, train={"steps": 10**6, "budget": {"seconds": 2.0}, "save_every": 5})
+    preflight(engine, 2.0)
     assert engine.horizon.tokens == engine.state.token_limit and 0 < (engine.horizon.tokens or 0) < 10**6
     limit = engine.horizon.tokens
     engine.run.close()
-    again = make_engine(tmp_path, train={"steps": 10**6, "budget": {"seconds": 0.6}, "save_every": 5})
+    again = make_engine(tmp_path, train={"steps": 10**6, "budget": {"seconds": 2.0}, "save_every": 5})
     assert again.resume() and again.horizon.tokens == limit
     state = again.train()
-    # The last rate of the schedule is near 0 (few steps lead there on a busy machine), or the run was cut, and says so.
-    rates = losses(again, "lr")
-    assert rates[-1] < max(0.1, 1 / len(rates)) * max(rates) or "budget" in state.stopped
+    # The last rate of the schedule is near 0, unless a busy machine cut the run, which is then said.
+    assert losses(again, "lr")[-1] < 0.1 * max(losses(again, "lr")) or "budget" in state.stopped
 
 
 def test_a_run_over_its_time_is_cut_and_says_so(tmp_path: Path) -> None:

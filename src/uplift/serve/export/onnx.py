@@ -17,14 +17,14 @@ LARGEST = 1_900_000_000
 BLOCK = 32
 """Neighbouring weights that share a scale."""
 INT8_INPUTS = 4
-"""onnxruntime's number for computing with 8-bit inputs; with float32 inputs 8-bit weights are five times slower than f32."""
+"""onnxruntime's number for computing with 8-bit inputs; with float32 inputs 8-bit weights are slower than f32."""
 
 
 def write_onnx(model: LanguageModel, path: Path, length: int, number_type: str) -> None:
     """Write ``path`` (.onnx, weights beyond 1.9 GB beside it) as ``f32`` or with fewer bits.
 
     ``int8``: weights per channel, inputs per tensor as they are met: the fastest, for encoders. A decoder's inputs have single
-    values a hundred times the others and lose too much; ``int8_weights`` and ``int4_weights`` round weights (and, inside the
+    values far larger than the others and lose too much; ``int8_weights`` and ``int4_weights`` round weights (and, inside the
     kernel, inputs to 8 bits) in blocks of 32. Embeddings stay as they are in these.
     """
     if number_type == "f32":
