@@ -361,7 +361,7 @@ def _warnings(
         baseline, best = baselines[0].arm.name, ranking[0].arm.name
         test = _find(tests, best, baseline)
         if best == baseline or test is None or not test.differs:
-            warnings.append(f"No arm is shown to beat `{baseline}`: for this task and data a language model is not needed.")
+            warnings.append(f"No arm is shown to beat `{baseline}`: nothing here shows that this task needs a language model.")
     for arm in [entry.arm for entry in ranking] + list(failed):
         for seed, why in arm.failures.items():
             warnings.append(f"`{arm.name}` (seed {seed}) failed: {why}")

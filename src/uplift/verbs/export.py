@@ -28,7 +28,7 @@ from uplift.model.language_model import LanguageModel
 from uplift.model.opening import HeadKind, locate, model_kind, open_model, resolve_model
 from uplift.model.quiet import quiet
 from uplift.serve.export.executorch import write_executorch
-from uplift.serve.export.formats import FORMS, Limits, check_packages, check_type
+from uplift.serve.export.formats import FORMS, Limits, check_packages, check_type, finer_types
 from uplift.serve.export.gate import Parity, Trial, parity_of
 from uplift.serve.export.gguf import check_architecture, write_gguf
 from uplift.serve.export.hush import hushed
@@ -66,11 +66,13 @@ class RefusedExport(ParityError):
 
     def __init__(self, exported: Exported) -> None:
         assert exported.parity is not None
+        finer = "`, `".join(finer_types(exported.format, exported.type))
         super().__init__(
             f"the exported file differs from the original: nothing is left at {exported.file.parent}",
             where=Place(file=str(exported.file)),
             why="; ".join(exported.parity.problems),
-            fix="choose a finer `--type`; where the difference is known and wanted, `--tolerance` or `--past-tolerance warn`",
+            fix=(f"a finer `--type`: `{finer}`; " if finer else "")
+            + "where the difference is known and wanted, `--tolerance` or `--past-tolerance warn`",
         )
         self.exported = exported
 

@@ -87,6 +87,13 @@ FORMS: Mapping[Format, Form] = {
 }
 
 
+def finer_types(to: Format, number_type: str) -> list[str]:
+    """The number types of this format that may be off by less, the coarsest first."""
+    types = FORMS[to].types
+    finer = [name for name, limits in types.items() if limits.divergence < types[number_type].divergence]
+    return sorted(finer, key=lambda name: -types[name].divergence)
+
+
 def check_type(to: Format, number_type: str) -> None:
     """Raise UsageError when a format cannot hold numbers of this type."""
     if number_type not in TYPES[to]:
