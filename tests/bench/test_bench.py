@@ -50,6 +50,7 @@ def test_first_half_is_masked() -> None:
     assert FULL.labels([5, 6, 7, 8, 9]) == [-100, -100, 7, 8, 9]
 
 
+@pytest.mark.slow
 def test_a_pair_agrees_on_the_loss_and_is_recorded(tmp_path: Path) -> None:
     outcome = run_benchmark(only="full", peer="one document", counted=1, threads=1, tiny=True, path=tmp_path / "record.json")
     (pair,) = outcome.pairs

@@ -444,6 +444,7 @@ def test_a_trial_counts_what_a_unit_gains_and_puts_all_back(tmp_path: Path) -> N
     assert frozen and all(p.grad is None for p in frozen)
 
 
+@pytest.mark.slow
 def test_a_unit_that_cannot_help_gains_nothing(tmp_path: Path) -> None:
     """A block whose outputs are multiplied by nothing has no gradient, so its trial changes nothing."""
     recipe = recipe_with(tmp_path, Surgical(by="trial", share=0.01, rows=32))

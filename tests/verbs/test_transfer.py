@@ -79,6 +79,7 @@ def test_the_report_can_be_read_again_and_has_a_page(finished: TransferReport, r
     assert page.count("<svg") == 1 and "Labels saved" in page and "Trained far enough?" in page
 
 
+@pytest.mark.slow
 def test_finished_runs_are_reused_also_by_a_larger_study(finished: TransferReport, recipe: Recipe, place: Path) -> None:
     outcomes = {file: os.stat(file).st_mtime_ns for file in (folder_of(recipe) / "runs").glob("*/outcomes.json")}
     assert len(outcomes) == 4
