@@ -25,8 +25,8 @@ OPTIONAL_IMPORTS = {"trl", "xgrammar", "triton", "liger_kernel", "cut_cross_entr
 OPTIONAL_IMPORTS |= {"llama_cpp", "onnx", "onnxruntime", "executorch"}  # the extra `export`
 OPTIONAL_IMPORTS |= {"datasets", "ftfy", "lxml", "py3langid", "pypdf", "trafilatura"}  # the extra `data`
 """Declared optional dependencies: the only packages that may be imported inside a function."""
-WRITERS = {"core/storage.py", "core/disk.py", "core/lock.py", "core/run.py"}
-"""The files that write to disk."""
+WRITERS = {"core/storage.py", "core/disk.py", "core/lock.py", "core/run.py", "data/clean/cluster.py"}
+"""The files that write to disk; the last one to wherever datatrove writes."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -206,7 +206,8 @@ def _writes(node: ast.Call, called: str) -> bool:
 def test_nothing_forbidden_is_called() -> None:
     found = []
     for path, tree in TREES.items():
-        found += [f"{name_of(path)} {problem}" for problem in forbidden_in(path, tree) if name_of(path) not in WRITERS]
+        name = name_of(path)
+        found += [f"{name} {what}" for what in forbidden_in(path, tree) if name not in WRITERS or "writes a file" not in what]
     assert not found, found
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from uplift.core.errors import UpliftError
 from uplift.data.clean.spans import Span, edits_between, move_spans
@@ -19,6 +19,10 @@ EXAMPLES = 5
 """Examples kept for each step and rule."""
 EMPTY = "empty"
 """The rule for a row that a change left without text."""
+CHUNK_ROWS = 500
+CHUNK_CHARACTERS = 2**20
+"""A chunk is full at either; one longer row is a chunk of its own."""
+Passed = TypeVar("Passed")
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,11 @@ class Segment:
         """Whether the sketch is made where the chunk is worked on."""
         return self.sketched is not None and not self.sketched.alone
 
+    @property
+    def counted(self) -> list[Planned]:
+        """The steps whose tallies ``carry_out`` gives, in order."""
+        return [*self.steps, *([self.sketched] if self.sketched and self.sketches_here else [])]
+
 
 @dataclass
 class Chunk:
@@ -127,6 +136,35 @@ class Done:
     outcomes: list[Item | Gone | None]
     tallies: list[Tally]
     sketch: Any = None
+
+
+def segments(steps: Sequence[Planned]) -> list[Segment]:
+    """Runs of steps between those that must see all rows: such a step sketches at the end of one and judges in the next."""
+    result: list[Segment] = []
+    current: list[Planned] = []
+    for step in steps:
+        if step.step.looks_at_all:
+            result.append(Segment(tuple(current), step))
+            current = []
+        current.append(step)
+    return [*result, Segment(tuple(current))]
+
+
+def in_chunks(
+    items: Iterable[Passed], characters: Callable[[Passed], int], most_rows: int = CHUNK_ROWS
+) -> Iterator[list[Passed]]:
+    """The items in order, as many together as fill a chunk."""
+    chunk: list[Passed] = []
+    size = 0
+    for item in items:
+        more = characters(item)
+        if chunk and (len(chunk) == most_rows or size + more > CHUNK_CHARACTERS):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(item)
+        size += more
+    if chunk:
+        yield chunk
 
 
 class _Blank(Exception):

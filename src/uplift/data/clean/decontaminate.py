@@ -18,7 +18,7 @@ have nothing to do with 6,000 such sentences it takes 0.4 %. Longer evaluation t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -55,6 +55,7 @@ class Sketch(NamedTuple):
 class Decontaminator(CleaningStep):
     """Drops rows that hold evaluation texts; the detail names the file and line of the text."""
 
+    sketches: ClassVar = Sketch
     looks_at_all: ClassVar[bool] = True  # only so that texts are looked at by the chunk, some thirty times faster than alone
 
     def __init__(self, section: Decontaminate, base_dir: Path) -> None:
@@ -68,7 +69,7 @@ class Decontaminator(CleaningStep):
         self._gram = gram
         self._similar = _index(words, SIMILAR_GRAM, words.counts >= whole, distinctive=True)
         self._lengths = words.counts
-        self._found: Sketch | None = None
+        self._found = _joined([])
 
     def sketch(self, texts: Sequence[str]) -> Sketch:
         """Look all texts up."""
@@ -78,9 +79,16 @@ class Decontaminator(CleaningStep):
         """Nothing to decide: every row is judged by itself."""
         self._found = _joined(list(sketches))
 
+    def decision(self) -> Mapping[str, NDArray[Any]]:
+        """What was found in each row."""
+        return self._found._asdict()
+
+    def decide(self, decision: Mapping[str, NDArray[Any]]) -> None:
+        """A decision made elsewhere."""
+        self._found = Sketch(**decision)
+
     def judge(self, row: int, text: str) -> Verdict:
         """Whether the row is clean."""
-        assert self._found is not None
         rule = int(self._found.rules[row])
         if rule == CLEAN:
             return Verdict(text)

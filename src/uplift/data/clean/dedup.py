@@ -11,8 +11,8 @@ What is remembered of a row while sketches are gathered: 20 bytes, and for near 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from typing import ClassVar, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,7 @@ class Deduplicator(CleaningStep):
     """Drops rows under the rules ``exact`` and ``near``; the detail names the row that stays."""
 
     looks_at_all: ClassVar[bool] = True
+    sketches: ClassVar = Sketch
 
     def __init__(self, section: Dedup) -> None:
         self.section = section
@@ -84,6 +85,14 @@ class Deduplicator(CleaningStep):
         if len(some):
             labels[some] = len(first) + self.minhash.clusters(signatures[first[some]])
         return np.asarray(labels)
+
+    def decision(self) -> Mapping[str, NDArray[Any]]:
+        """Of each row the one that stays, and whether the two are equal."""
+        return {"kept": self._kept, "equal": self._equal}
+
+    def decide(self, decision: Mapping[str, NDArray[Any]]) -> None:
+        """A decision made elsewhere."""
+        self._kept, self._equal = decision["kept"], decision["equal"]
 
     def judge(self, row: int, text: str) -> Verdict:
         """Whether the row stays."""

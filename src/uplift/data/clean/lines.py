@@ -9,8 +9,8 @@ What is remembered of a unit that is compared: 8 bytes, and 16 more while the re
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from typing import ClassVar, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,7 @@ class LineDeduplicator(CleaningStep):
     """Removes units: rules ``repeated_line``, ``repeated_paragraph``. A row of nothing else goes: rule ``all_repeated``."""
 
     looks_at_all: ClassVar[bool] = True
+    sketches: ClassVar = Sketch
 
     def __init__(self, section: Lines) -> None:
         self.section = section
@@ -68,6 +69,14 @@ class LineDeduplicator(CleaningStep):
         earlier = np.arange(len(hashes)) - np.repeat(begins, np.diff(begins, append=len(hashes)))
         self._repeated = np.zeros(len(hashes), dtype=bool)
         self._repeated[order[earlier >= self.section.repeats]] = True
+
+    def decision(self) -> Mapping[str, NDArray[Any]]:
+        """Where the units of each row begin, and of each unit whether it goes."""
+        return {"offsets": self._offsets, "repeated": self._repeated}
+
+    def decide(self, decision: Mapping[str, NDArray[Any]]) -> None:
+        """A decision made elsewhere."""
+        self._offsets, self._repeated = decision["offsets"], decision["repeated"]
 
     def judge(self, row: int, text: str) -> Verdict:
         """The text without the units that go."""

@@ -16,23 +16,32 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import gettempdir
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from uplift.core.report import StepReport
 from uplift.core.storage import scratch_file
 from uplift.core.values import Origin
-from uplift.data.clean.chunk import EXAMPLES, Chunk, Done, Gone, Item, Planned, Segment, Tally, carry_out
+from uplift.data.clean.chunk import (
+    CHUNK_ROWS,
+    EXAMPLES,
+    Chunk,
+    Done,
+    Gone,
+    Item,
+    Passed,
+    Planned,
+    Segment,
+    Tally,
+    carry_out,
+    in_chunks,
+    segments,
+)
 from uplift.data.clean.columns import Columns, Slot, text_at, with_texts
 from uplift.data.clean.spans import Span, read_spans, write_spans
 from uplift.data.clean.spool import Spool
 from uplift.data.clean.workers import in_order
 from uplift.data.rows import BadRow, RowProblem, bad_row
 
-Passed = TypeVar("Passed")
-
-CHUNK_ROWS = 500
-CHUNK_CHARACTERS = 2**20
-"""A chunk is full at either; one longer row is a chunk of its own."""
 LINE_BITS = 40
 """Bits of a line number where file and line of a row are kept as one number."""
 OTHER_ROW = re.compile(r"\brow (\d+)\b")
@@ -133,6 +142,11 @@ class _Held:
     slots: list[Slot]
     item: Item
 
+    @property
+    def size(self) -> int:
+        """Characters of its texts."""
+        return sum(map(len, self.item.texts))
+
 
 class Pipeline:
     """Steps in order, to be run over rows once. ``scratch``: an existing folder with room for the rows between passes."""
@@ -157,14 +171,14 @@ class Pipeline:
 
     def run(self, rows: Iterable[Record | BadRow], outlet: Outlet) -> Outcome:
         """All rows through all steps. Raises what a step raises as UpliftError, and ResourceError (disk, a dead worker)."""
-        segments = _segments(self._steps)
+        passes = segments(self._steps)
         records: Iterable[Record] = self._good(rows, outlet)
         with ExitStack() as stack:
-            for number, segment in enumerate(segments, start=1):
+            for number, segment in enumerate(passes, start=1):
                 names = ", ".join(
                     [*(step.use for step in segment.steps), *([segment.sketched.use] if segment.sketched else [])]
                 )
-                self._tell(f"pass {number} of {len(segments)}: {names or 'reading'}")
+                self._tell(f"pass {number} of {len(passes)}: {names or 'reading'}")
                 clock = "reading" if number == 1 else "between passes"
                 chunks = _timed(self._chunks(records, outlet, first_pass=number == 1), self._outcome.other_seconds, clock)
                 if segment.sketched is None:
@@ -200,24 +214,21 @@ class Pipeline:
         outlet.quarantined(row)
 
     def _chunks(self, records: Iterable[Record], outlet: Outlet, first_pass: bool) -> Iterator[tuple[list[_Held], Chunk]]:
-        number, size = 0, 0
-        held: list[_Held] = []
+        number = 0
+        for held in in_chunks(self._sized(records, outlet, first_pass), lambda one: one.size, self._chunk_rows):
+            yield held, Chunk(number, [each.item for each in held])
+            number += len(held)
+
+    def _sized(self, records: Iterable[Record], outlet: Outlet, first_pass: bool) -> Iterator[_Held]:
         for record in records:
             try:
                 one = self._held(record)
             except RowProblem as problem:
                 self._quarantine(bad_row(record.origin, problem, repr(dict(record.values))), outlet)
                 continue
-            characters = sum(map(len, one.item.texts))
             if first_pass:
-                self._outcome.characters_in += characters
-            if held and (len(held) == self._chunk_rows or size + characters > CHUNK_CHARACTERS):
-                yield held, Chunk(number, [each.item for each in held])
-                number, size, held = number + len(held), 0, []
-            held.append(one)
-            size += characters
-        if held:
-            yield held, Chunk(number, [each.item for each in held])
+                self._outcome.characters_in += one.size
+            yield one
 
     def _held(self, record: Record) -> _Held:
         layout = self._layouts[record.source]
@@ -302,8 +313,7 @@ class Pipeline:
 
     # -- accounts ----------------------------------------------------------------------------------------------------------
     def _count(self, segment: Segment, done: Done, held: Sequence[_Held], outlet: Outlet) -> None:
-        whose = [*segment.steps, *([segment.sketched] if segment.sketched and segment.sketches_here else [])]
-        for step, tally in zip(whose, done.tallies, strict=True):
+        for step, tally in zip(segment.counted, done.tallies, strict=True):
             self._tallies[step.number].add(tally)
             for example in tally.examples:
                 key = (step.number, example.rule)
@@ -313,13 +323,17 @@ class Pipeline:
                     outlet.changed(Changed(origin, step.use, example.rule, example.before, example.after))
 
     def _accounts(self) -> Outcome:
-        outcome = self._outcome
-        outcome.steps = tuple(_report(step, tally) for step, tally in zip(self._steps, self._tallies, strict=True))
-        outcome.seconds = tuple(tally.seconds for tally in self._tallies)
-        parts = outcome.rows_kept + outcome.rows_dropped + outcome.rows_quarantined
-        if outcome.rows_in != parts or outcome.rows_dropped != sum(step.rows_dropped for step in outcome.steps):
-            raise AssertionError(f"rows were lost or made: {outcome}")
-        return outcome
+        return account_of(self._outcome, [(step.use, tally) for step, tally in zip(self._steps, self._tallies, strict=True)])
+
+
+def account_of(outcome: Outcome, tallies: Sequence[tuple[str, Tally]]) -> Outcome:
+    """The outcome with what each step (by its ``use`` name) did. Raises AssertionError when the counts do not add up."""
+    outcome.steps = tuple(_report(use, tally) for use, tally in tallies)
+    outcome.seconds = tuple(tally.seconds for _, tally in tallies)
+    parts = outcome.rows_kept + outcome.rows_dropped + outcome.rows_quarantined
+    if outcome.rows_in != parts or outcome.rows_dropped != sum(step.rows_dropped for step in outcome.steps):
+        raise AssertionError(f"rows were lost or made: {outcome}")
+    return outcome
 
 
 def _timed(items: Iterable[Passed], clocks: dict[str, float], name: str) -> Iterator[Passed]:
@@ -332,9 +346,9 @@ def _timed(items: Iterable[Passed], clocks: dict[str, float], name: str) -> Iter
     clocks[name] += time.perf_counter() - begin
 
 
-def _report(step: Planned, tally: Tally) -> StepReport:
+def _report(use: str, tally: Tally) -> StepReport:
     return StepReport(
-        use=step.use,
+        use=use,
         rows_in=tally.rows_in,
         rows_out=tally.rows_out,
         failed=tally.failed,
@@ -345,15 +359,3 @@ def _report(step: Planned, tally: Tally) -> StepReport:
         characters_in=tally.characters_in,
         characters_out=tally.characters_out,
     )
-
-
-def _segments(steps: Sequence[Planned]) -> list[Segment]:
-    """Runs of steps between those that must see all rows: such a step sketches at the end of one and judges in the next."""
-    result: list[Segment] = []
-    current: list[Planned] = []
-    for step in steps:
-        if step.step.looks_at_all:
-            result.append(Segment(tuple(current), step))
-            current = []
-        current.append(step)
-    return [*result, Segment(tuple(current))]

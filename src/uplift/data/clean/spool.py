@@ -29,7 +29,7 @@ class Spool:
 
     def append(self, record: Any) -> None:
         """Keep a record. Raises ResourceError when the disk is full."""
-        line = json.dumps(record, default=_spelt, separators=(",", ":")).encode()
+        line = to_line(record)
         self._held.append(line)
         self._size += len(line)
         if self._size > 2**20:
@@ -38,8 +38,7 @@ class Spool:
     def __iter__(self) -> Iterator[Any]:
         self._flush()
         self._stream.seek(0)
-        for line in self._stream:
-            yield json.loads(line, object_hook=_meant if _MARK.encode() in line else None)
+        yield from map(from_line, self._stream)
 
     def _flush(self) -> None:
         with explained(self._folder, self._size):
@@ -47,6 +46,16 @@ class Spool:
             self._stream.write(b"".join(line + b"\n" for line in self._held))
             self._stream.flush()
         self._held, self._size = [], 0
+
+
+def to_line(record: Any) -> bytes:
+    """A record as JSON in one line. Raises DataError for what a table cannot hold."""
+    return json.dumps(record, default=_spelt, separators=(",", ":")).encode()
+
+
+def from_line(line: bytes) -> Any:
+    """The record of a line."""
+    return json.loads(line, object_hook=_meant if _MARK.encode() in line else None)
 
 
 def _spelt(value: Any) -> Any:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from numpy.typing import NDArray
+
 
 @dataclass(frozen=True, slots=True)
 class Edit:
@@ -57,6 +59,8 @@ class CleaningStep:
     """
 
     looks_at_all: ClassVar[bool] = False
+    sketches: ClassVar[type[tuple[Any, ...]]]
+    """What ``sketch`` gives: a named tuple of arrays, where sketches and decisions are to travel between machines."""
 
     def sketch(self, texts: Sequence[str]) -> Any:
         """What ``settle`` must know of these texts."""
@@ -64,6 +68,14 @@ class CleaningStep:
 
     def settle(self, sketches: Iterable[Any]) -> None:
         """Decide, from all sketches, what ``judge`` will say."""
+        raise NotImplementedError
+
+    def decision(self) -> Mapping[str, NDArray[Any]]:
+        """What ``settle`` has decided, for the same step elsewhere."""
+        raise NotImplementedError
+
+    def decide(self, decision: Mapping[str, NDArray[Any]]) -> None:
+        """In place of ``settle``: a decision that was made elsewhere."""
         raise NotImplementedError
 
     def judge(self, row: int, text: str) -> Verdict:
