@@ -1,6 +1,7 @@
 """Word augmentation: adds copies of the training rows with a few words replaced, inserted, swapped, dropped or mistyped.
 
-When: a few dozen or hundred labelled rows and a model trained from scratch; `typo`, `ocr`: texts that will come mistyped.
+When: a few dozen or hundred labelled rows and a model trained from scratch, by its papers (our experiment shows no gain over
+plain copies: compare); `typo`, `ocr`: texts that will come mistyped.
 When not: for a well-trained model with a thousand rows or more (expect nothing), or where one word decides (negations, names).
 Paper: Wei and Zou 2019, EDA; Karimi et al. 2021, AEDA (`punctuation`); Belinkov and Bisk 2018 (`typo`).
 Cost: memory of `copies` more training rows; time of an epoch times 1 + `copies` (with `turns` as before).
