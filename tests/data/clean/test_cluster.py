@@ -167,6 +167,8 @@ def test_a_stage_too_early_is_told_in_words(sections: list[Step], corpus: Path, 
     with pytest.raises(ResourceError, match="no account"):
         account(str(tmp_path / "between"))
     on_executors([first, decision], tmp_path)
+    with pytest.raises(ResourceError, match="not whole"):
+        account(str(tmp_path / "between"))
     with pytest.raises(UsageError, match="runs in 4 tasks, the pass before it ran in 3"):
         list(second.pipeline[0].run(None, 0, 4))
 

@@ -66,7 +66,7 @@ def stages(
 
 
 def account(folder: str) -> Outcome:
-    """What became of all documents, all tasks together. Raises ResourceError when a task has left none."""
+    """What became of all documents, all tasks together. Raises ResourceError when stages are missing."""
     kept = get_datafolder(folder)
     parts = [_part(json.loads(_read(kept, name))) for name in kept.list_files("accounts")]
     if not parts:
@@ -79,6 +79,9 @@ def account(folder: str) -> Outcome:
             outcome.reasons[rule] = outcome.reasons.get(rule, 0) + count
         for number, (use, tally) in part.tallies.items():
             tallies.setdefault(number, (use, Tally()))[1].add(tally)
+    if outcome.rows_in != outcome.rows_kept + outcome.rows_dropped + outcome.rows_quarantined:
+        why = f"{outcome.rows_in} documents came in, not all of them are through"
+        raise ResourceError(f"the account in `{folder}` is not whole", why=why, fix="wait for the last stage to end")
     return account_of(outcome, [tallies[number] for number in sorted(tallies)])
 
 
