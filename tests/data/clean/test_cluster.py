@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from datatrove.data import Document
 from datatrove.executor import LocalPipelineExecutor
 from datatrove.pipeline.readers import JsonlReader
 from datatrove.pipeline.writers.jsonl import JsonlWriter
@@ -152,6 +153,14 @@ def test_every_removed_document_can_be_looked_at(sections: list[Step], corpus: P
     assert found.reasons == {"empty_text": 1} and found.rows_quarantined == 1
     assert {row["step"] for row in removed} == {"reading", "lines", "filter", "dedup", "decontaminate"}
     assert {row["id"] for row in removed}.isdisjoint(name for name, _ in written(tmp_path))
+
+
+def test_half_a_character_is_put_aside(corpus: Path, tmp_path: Path) -> None:
+    (stage,) = staged([Repair()], corpus, tmp_path)
+    broken = [Document("half of a pair \ud83d stands here.", "broken"), Document("A whole one.", "whole")]
+    assert [document.id for document in stage.pipeline[1].run(broken)] == ["whole"]
+    assert account(str(tmp_path / "between")).rows_quarantined == 1
+    assert '"id": "broken"' in (tmp_path / "between" / "removed" / "0-00000.jsonl").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

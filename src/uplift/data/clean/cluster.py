@@ -131,10 +131,11 @@ class Pass(_Stepped):
     def run(self, data: Iterable[Document] | None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """The documents that stay after the last pass; earlier passes leave theirs in the folder."""
         segment, first = self._prepared(rank, world_size)
-        part, sketches, left = _Part(), list[tuple[Any, ...]](), 0
+        part = _Part(tallies={planned.number: (planned.use, Tally()) for planned in segment.counted})
+        sketches, left = list[tuple[Any, ...]](), 0
         place = f"{self.number}/{rank:05d}"
         with ExitStack() as stack:
-            log = stack.enter_context(self.folder.open(f"removed/{self.number}-{rank:05d}.jsonl", "w"))
+            log = stack.enter_context(self.folder.open(f"removed/{self.number}-{rank:05d}.jsonl", "wb"))
             waiting = stack.enter_context(self.folder.open(f"waiting/{place}.jsonl", "wb")) if segment.sketched else None
             documents = self._readable(data or (), part, log) if self.number == 0 else self._waiting(rank)
             for chunk in in_chunks(documents, lambda document: len(document.text)):
@@ -197,7 +198,7 @@ class Pass(_Stepped):
             done = carry_out(segment, chunk)
         for planned, tally in zip(segment.counted, done.tallies, strict=True):
             tally.examples.clear()
-            part.tallies.setdefault(planned.number, (planned.use, Tally()))[1].add(tally)
+            part.tallies[planned.number][1].add(tally)
         uses = {planned.number: planned.use for planned in segment.steps}
         kept = []
         for document, outcome in zip(documents, done.outcomes, strict=True):
@@ -218,7 +219,7 @@ class Pass(_Stepped):
             part.rows_dropped += 1
         self.stat_update("dropped", f"dropped_{gone.rule}")
         told = {"id": document.id, "step": use, "rule": gone.rule, "detail": gone.detail, "excerpt": gone.excerpt}
-        log.write(json.dumps(told, ensure_ascii=False) + "\n")
+        log.write(json.dumps(told, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
 
 
 class Decision(_Stepped):
