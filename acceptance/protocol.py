@@ -136,7 +136,7 @@ def carry_out(experiment: Experiment, seeds: int | None, say: Callable[[str], No
         experiment.placebo,
         arms,
         [judge(claim, arms) for claim in experiment.claims],
-        f"python -m acceptance {experiment.name}",
+        f"python -m acceptance {experiment.name}" + (f" --seeds {count}" if count != experiment.seeds else ""),
         datetime.now(UTC).date().isoformat(),
         measure("cpu").describe(),
     )

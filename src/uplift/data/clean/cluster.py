@@ -86,16 +86,9 @@ def account(folder: str) -> Outcome:
 
 
 @dataclass
-class _Part:
+class _Part(Outcome):
     """What one task did in one pass; ``tallies`` by the number of the step."""
 
-    rows_in: int = 0
-    rows_kept: int = 0
-    rows_dropped: int = 0
-    rows_quarantined: int = 0
-    characters_in: int = 0
-    characters_out: int = 0
-    reasons: dict[str, int] = field(default_factory=dict)
     tallies: dict[int, tuple[str, Tally]] = field(default_factory=dict)
 
 
