@@ -7,7 +7,9 @@ import random
 import re
 import sysconfig
 import time
+import tracemalloc
 from collections import Counter
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import pytest
 from scipy.sparse import csr_array
 
 from uplift.core.prepare_section import Dedup
-from uplift.data.clean.dedup import Deduplicator
+from uplift.data.clean.dedup import Deduplicator, Sketch
 from uplift.data.clean.step import Verdict
 from uplift.data.packages import cached, fetch
 from uplift.data.splitting import normalized
@@ -190,6 +192,29 @@ def test_little_is_remembered_of_a_row() -> None:
     sketch = Deduplicator(Dedup()).sketch([" ".join(rng.choices(real_texts("library")[0].split(), k=200)) for _ in range(100)])
     assert sum(part.nbytes for part in sketch) == 100 * (20 + 113)
     assert sum(part.nbytes for part in Deduplicator(Dedup(near=False)).sketch(["a", "b"])) == 2 * 20
+
+
+def test_the_decision_takes_little_memory() -> None:
+    """At most 280 bytes of a row at once, of which its sketch is 133: no second copy of the signatures."""
+    rows, each = 60_000, 500
+    random_numbers = np.random.default_rng(0)
+
+    def sketches() -> Iterator[Sketch]:
+        for _ in range(rows // each):
+            signatures = random_numbers.integers(0, 256, (each, 112), dtype=np.uint8)
+            signatures[:25] = signatures[25:50]
+            digests = random_numbers.integers(0, 2**63, (each, 2)).astype(np.uint64)
+            yield Sketch(digests, np.full(each, 100, dtype=np.uint32), signatures, np.ones(each, dtype=bool))
+
+    step = Deduplicator(Dedup())
+    tracemalloc.start()
+    try:
+        step.settle(sketches())
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(np.unique(step.decision()["kept"])) == rows * 475 // each
+    assert peak < 280 * rows
 
 
 def test_what_counts_as_the_same_is_case_and_spacing_whatever_way_is_taken() -> None:

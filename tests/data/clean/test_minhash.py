@@ -39,9 +39,9 @@ def shingles(text: str, gram: int = 5) -> set[tuple[str, ...]]:
 
 
 def meet(minhash: MinHash, ones: Signatures, others: Signatures) -> np.ndarray:
-    met = np.zeros(len(ones), dtype=bool)
+    met, every = np.zeros(len(ones), dtype=bool), np.arange(len(ones))
     for band in range(minhash.bands):
-        met |= minhash.band_keys(ones, band) == minhash.band_keys(others, band)
+        met |= minhash.band_keys(ones, every, band) == minhash.band_keys(others, every, band)
     return met
 
 

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from uplift.core.errors import DataError, Place
 from uplift.core.prepare_section import Decontaminate
 from uplift.core.values import Origin
-from uplift.data.clean.step import CleaningStep, Verdict, dropped
+from uplift.data.clean.step import CleaningStep, Verdict, dropped, joined
 from uplift.data.rows import BadRow
 from uplift.data.sources import missing_column, stream_source
 from uplift.data.word_runs import Counts, Hashes, KnownHashes, Words, blocks, hash_runs, hash_wholes, hash_words
@@ -52,6 +52,9 @@ class Sketch(NamedTuple):
     shares: NDArray[np.float64]
 
 
+NOTHING = Sketch(np.zeros(0, dtype=np.int8), np.zeros(0, dtype=np.int64), np.zeros(0))
+
+
 class Decontaminator(CleaningStep):
     """Drops rows that hold evaluation texts; the detail names the file and line of the text."""
 
@@ -69,15 +72,15 @@ class Decontaminator(CleaningStep):
         self._gram = gram
         self._similar = _index(words, SIMILAR_GRAM, words.counts >= whole, distinctive=True)
         self._lengths = words.counts
-        self._found = _joined([])
+        self._found = NOTHING
 
     def sketch(self, texts: Sequence[str]) -> Sketch:
         """Look all texts up."""
-        return _joined([self._look_up(hash_words(block)) for block in blocks(texts)])
+        return joined(NOTHING, (self._look_up(hash_words(block)) for block in blocks(texts)))
 
     def settle(self, sketches: Iterable[Sketch]) -> None:
         """Nothing to decide: every row is judged by itself."""
-        self._found = _joined(list(sketches))
+        self._found = joined(NOTHING, sketches)
 
     def decision(self) -> Mapping[str, NDArray[Any]]:
         """What was found in each row."""
@@ -196,14 +199,6 @@ def _note(found: Sketch, rule: int, match: _Matches) -> None:
     first = order[(np.diff(rows, prepend=-1) != 0) & (found.rules[rows] == CLEAN)]
     rows = match.rows[first]
     found.rules[rows], found.texts[rows], found.shares[rows] = rule, match.texts[first], match.shares[first]
-
-
-def _joined(parts: Sequence[Sketch]) -> Sketch:
-    """Sketches one after another."""
-    if not parts:
-        return Sketch(np.zeros(0, dtype=np.int8), np.zeros(0, dtype=np.int64), np.zeros(0))
-    rules, texts, shares = zip(*parts, strict=True)
-    return Sketch(np.concatenate(rules), np.concatenate(texts), np.concatenate(shares))
 
 
 # -- evaluation sets ---------------------------------------------------------------------------------------------------

@@ -5,7 +5,8 @@ have an estimated similarity above the threshold of those bands (``minhash.py``)
 cluster, whatever their order; of each cluster one row stays. Since what is kept of two clusters is not connected, a second
 cleaning drops nothing.
 
-What is remembered of a row while sketches are gathered: 20 bytes, and for near duplicates 113 more with the usual bands.
+What is remembered of a row while sketches are gathered: 20 bytes, and for near duplicates 113 more with the usual bands. The
+decision needs up to as much again for a moment, and leaves 9 bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from uplift.core.prepare_section import Dedup
 from uplift.data.clean.minhash import MinHash, Signatures
-from uplift.data.clean.step import CleaningStep, Verdict, dropped
+from uplift.data.clean.step import CleaningStep, Verdict, dropped, joined
 from uplift.data.splitting import normalized
 from uplift.data.word_runs import Counts
 
@@ -59,18 +60,13 @@ class Deduplicator(CleaningStep):
 
     def settle(self, sketches: Iterable[Sketch]) -> None:
         """Form the clusters and choose who stays."""
-        known = list(sketches)
-        if not any(len(sketch.digests) for sketch in known):
+        digests, lengths, signatures, comparable = joined(self.sketch([]), sketches)
+        if not len(digests):
             return
-        digests = np.concatenate([sketch.digests for sketch in known])
-        lengths = np.concatenate([sketch.lengths for sketch in known])
         same, first = _groups(digests)
-        labels = same
-        if self.section.near:
-            signatures = np.concatenate([sketch.signatures for sketch in known])
-            comparable = np.concatenate([sketch.comparable for sketch in known])
-            known.clear()  # the signatures are held once more as a whole
-            labels = self._near(signatures, comparable, first)[same]
+        del digests  # memory: there may be many rows
+        labels = self._near(signatures, comparable, first)[same] if self.section.near else same
+        del signatures
         order = np.lexsort((-lengths.astype(np.int64), labels) if self.section.keep == "longest" else (labels,))
         leads = np.flatnonzero(np.diff(labels[order], prepend=-1))
         chosen = np.zeros(int(labels.max()) + 1, dtype=np.int64)
@@ -83,7 +79,7 @@ class Deduplicator(CleaningStep):
         labels = np.arange(len(first), dtype=np.int64)
         some = np.flatnonzero(comparable[first])
         if len(some):
-            labels[some] = len(first) + self.minhash.clusters(signatures[first[some]])
+            labels[some] = len(first) + self.minhash.clusters(signatures, first[some])
         return np.asarray(labels)
 
     def decision(self) -> Mapping[str, NDArray[Any]]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uplift.core.prepare_section import Lines
-from uplift.data.clean.step import CleaningStep, Edit, Verdict, dropped, edited
+from uplift.data.clean.step import CleaningStep, Edit, Verdict, dropped, edited, joined
 from uplift.data.splitting import normalized
 from uplift.data.word_runs import Counts
 
@@ -57,12 +57,8 @@ class LineDeduplicator(CleaningStep):
 
     def settle(self, sketches: Iterable[Sketch]) -> None:
         """Find the units that came ``repeats`` times before."""
-        known = list(sketches)
-        if not known:
-            return
-        self._offsets = np.concatenate([[0], np.cumsum(np.concatenate([sketch.counts for sketch in known]))])
-        hashes = np.concatenate([sketch.hashes for sketch in known])
-        known.clear()
+        counts, hashes = joined(self.sketch([]), sketches)
+        self._offsets = np.concatenate([[0], np.cumsum(counts)])
         order = np.argsort(hashes, kind="stable")  # equal ones stay in the order of the rows
         hashes = hashes[order]
         begins = np.flatnonzero(np.concatenate([[True], hashes[1:] != hashes[:-1]])[: len(hashes)])

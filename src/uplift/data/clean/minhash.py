@@ -99,41 +99,48 @@ class MinHash:
         agree = np.count_nonzero(first == second, axis=-1) / (self.bands * self.rows)
         return np.asarray((agree - chance) / (1 - chance))
 
-    def band_keys(self, signatures: Signatures, band: int) -> Hashes:
-        """One number for each text: equal where the texts agree in all rows of the band."""
-        part = np.ascontiguousarray(signatures[:, band * self.rows : (band + 1) * self.rows])
-        keys = np.zeros(len(part), dtype=np.uint64)
-        for column in part.T:
-            keys = mix(keys ^ column.astype(np.uint64))
+    def band_keys(self, signatures: Signatures, texts: Counts, band: int) -> Hashes:
+        """One number for each of ``texts``: equal where they agree in all rows of the band."""
+        keys = np.zeros(len(texts), dtype=np.uint64)
+        columns = slice(band * self.rows, (band + 1) * self.rows)
+        for begin in range(0, len(texts), BLOCK):
+            part = slice(begin, begin + BLOCK)
+            for column in signatures[:, columns][texts[part]].T:
+                keys[part] = mix(keys[part] ^ column.astype(np.uint64))
         return keys
 
-    def clusters(self, signatures: Signatures) -> Counts:
-        """A number for each text, the same for texts that are connected by near-duplicate pairs.
+    def clusters(self, signatures: Signatures, texts: Counts | None = None) -> Counts:
+        """A number for each of ``texts`` (all without), the same for those that near-duplicate pairs connect.
 
         Near duplicates are texts that meet in a band and whose estimated similarity is at least ``threshold``: the second
         condition keeps out the many unlike pairs, few of which meet in a band by chance. Which texts end up together does not
-        depend on their order.
+        depend on their order. The signatures are not copied: there may be many.
         """
-        if not len(signatures):
+        texts = np.arange(len(signatures)) if texts is None else texts
+        if not len(texts):
             return np.zeros(0, dtype=np.int64)
-        whole = np.zeros(len(signatures), dtype=np.uint64)
+        unlike, back = self._unlike(signatures, texts)
+        labels = np.arange(len(signatures), dtype=np.int64)
         for band in range(self.bands):
-            whole = mix(whole ^ self.band_keys(signatures, band))
-        _, chosen, back = np.unique(whole, return_index=True, return_inverse=True)
-        unlike = signatures[chosen]
-        labels = np.arange(len(unlike), dtype=np.int64)
-        for band in range(self.bands):
-            labels = self._joined(unlike, self.band_keys(unlike, band), labels)
-        return np.asarray(labels[back])
+            labels = self._joined(signatures, unlike, self.band_keys(signatures, unlike, band), labels)
+        return np.asarray(labels[unlike][back])
 
-    def _joined(self, signatures: Signatures, keys: Hashes, labels: Counts) -> Counts:
-        """``labels`` after joining the near duplicates among texts of one key."""
+    def _unlike(self, signatures: Signatures, texts: Counts) -> tuple[Counts, Counts]:
+        """One of ``texts`` for each signature among them, and where in these each text has its own."""
+        whole = np.zeros(len(texts), dtype=np.uint64)
+        for band in range(self.bands):
+            whole = mix(whole ^ self.band_keys(signatures, texts, band))
+        _, chosen, back = np.unique(whole, return_index=True, return_inverse=True)
+        return texts[chosen], back
+
+    def _joined(self, signatures: Signatures, texts: Counts, keys: Hashes, labels: Counts) -> Counts:
+        """``labels`` (of all signatures) after joining the near duplicates among those of ``texts`` that have one key."""
         order = np.argsort(keys, kind="stable")
-        keys = keys[order]
+        texts, keys = texts[order], keys[order]
         size = np.diff(np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1], [True]])))
-        crowded = np.repeat(size > CROWD, size)
+        meeting = np.repeat((size > 1) & (size <= CROWD), size)
         pairs = []
-        few, few_keys = order[~crowded], keys[~crowded]
+        few, few_keys = texts[meeting], keys[meeting]
         for apart in range(1, CROWD):
             one = np.flatnonzero(few_keys[apart:] == few_keys[:-apart])
             if not len(one):
@@ -141,7 +148,7 @@ class MinHash:
             pairs.append(self._alike(signatures, labels, few[one], few[one + apart]))
         begins = np.cumsum(size) - size
         for begin, count in zip(begins[size > CROWD].tolist(), size[size > CROWD].tolist(), strict=True):
-            pairs.append(self._alike_in_crowd(signatures, order[begin : begin + count]))
+            pairs.append(self._alike_in_crowd(signatures, texts[begin : begin + count]))
         if not pairs:
             return labels
         first, second = (

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 from numpy.typing import NDArray
+
+Sketches = TypeVar("Sketches", bound=tuple[NDArray[Any], ...])
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,3 +84,16 @@ class CleaningStep:
     def judge(self, row: int, text: str) -> Verdict:
         """What becomes of the text."""
         raise NotImplementedError
+
+
+def joined(empty: Sketches, more: Iterable[Sketches]) -> Sketches:
+    """Named tuples of arrays as one, field by field along the first axis. ``empty`` is one without rows.
+
+    Takes the memory of the result and no more: there can be a sketch for each row of a corpus.
+    """
+    buffers = [bytearray() for _ in empty]
+    for sketch in more:
+        for buffer, part in zip(buffers, sketch, strict=True):
+            buffer += part.tobytes()
+    fields = zip(buffers, empty, strict=True)
+    return type(empty)(*(np.frombuffer(buffer, part.dtype).reshape(-1, *part.shape[1:]) for buffer, part in fields))
