@@ -95,11 +95,6 @@ def test_gzip_whole_cut_and_flipped(tmp_path: Path) -> None:
             read(path, broken)
 
 
-def test_utf16_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="UTF-16"):
-        read(tmp_path / "rows.jsonl", GOOD.decode().encode("utf-16"))
-
-
 def test_json_lists_keep_lines_and_flaws(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_text('[\n {"a": 1},\n {"a": NaN},\n 7,\n {"a":\n 2}\n]\n')

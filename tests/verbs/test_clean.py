@@ -276,6 +276,19 @@ def test_several_sources_are_cleaned_as_one(tmp_path: Path) -> None:
     assert done.removed[0].detail == f"same as {first}:1"
 
 
+def test_a_file_in_another_encoding_becomes_utf8(tmp_path: Path) -> None:
+    source = tmp_path / "a.csv"
+    source.write_bytes(
+        ("text\n" + "".join(f"Die Größe Nummer {n} ist „naïv“\n" for n in range(30)) + "plain\n").encode("cp1252")
+    )
+    found = clean([str(source)], tmp_path / "first", [Repair()])
+    assert found.card.reasons == {"utf8": 30} and any("--encoding" in note for note in found.notes)
+    assert clean([str(source)], tmp_path / "second", [Repair()], encoding="cp1252").card.reasons == {}
+    with (tmp_path / "second" / "data.csv").open(encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == 31 and "Größe" in rows[0]["text"] and "naïv" in rows[0]["text"]
+
+
 def test_filters_that_are_off_are_tried() -> None:
     assert "would drop 100% of the first 3 kept rows" in tried_filters(["short", "also short", "def f(x):\n    return x"])
 

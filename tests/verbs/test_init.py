@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from uplift.core.errors import DataError, UsageError
-from uplift.core.recipe import ClassifyTask
+from uplift.core.recipe import ClassifyTask, FileSource
 from uplift.core.recipe_file import load_comparison, load_recipe
 from uplift.core.yaml_reader import plain, read_text
 from uplift.study.first_look import first_look
@@ -87,3 +87,15 @@ def test_data_without_text_is_refused_by_name(content: str, tmp_path: Path) -> N
 def test_quoted_text_reads_back(text: str) -> None:
     node, problems = read_text(f"key: {quoted(text)}", "test")
     assert plain(node) == {"key": text} and not problems
+
+
+def test_a_file_in_another_encoding(tmp_path: Path) -> None:
+    """What is seen says what to do; with the encoding named, the recipe names it too."""
+    lines = "".join(f'"Größe {i}; naïve words",{["gut", "böse"][i % 2]}\n' for i in range(60)) + "plain words,gut\n" * 40
+    (tmp_path / "a.csv").write_bytes(("text,label\n" + lines).encode("cp1252"))
+    assert any("cp1252" in line for line in init(tmp_path / "a.csv", tmp_path / "first").seen)
+    written = init(tmp_path / "a.csv", tmp_path / "second", encoding="cp1252")
+    assert written.look.rows == 100 and not written.look.quarantined
+    recipe = load_recipe(written.recipe)
+    assert isinstance(recipe.data.train, FileSource) and recipe.data.train.encoding == "cp1252"
+    assert load_comparison(written.comparison).base.data.train == recipe.data.train

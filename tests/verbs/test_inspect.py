@@ -89,6 +89,16 @@ def test_long_plain_texts_lose_nothing_and_long_labelled_ones_their_end(tmp_path
     assert any("of the rows are cut" in advice.text for advice in found.advice)
 
 
+def test_a_file_in_another_encoding(tmp_path: Path, causal: str) -> None:
+    lines = "".join(f'"Größe {i} naïve words",{["gut", "böse"][i % 2]}\n' for i in range(60)) + "plain words,gut\n" * 40
+    path = tmp_path / "a.csv"
+    path.write_bytes(("text,label\n" + lines).encode("cp1252"))
+    told = inspect(str(path), model=causal).advice[0]
+    assert told.weight == "fix" and "--encoding cp1252" in told.todo
+    found = inspect(str(path), model=causal, encoding="cp1252")
+    assert found.overview.quarantined == 0 and ", encoding: cp1252}" in found.recipe
+
+
 def test_mistakes_are_named(tmp_path: Path, causal: str) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", tiny_rows("classify", 20))
     with pytest.raises(DataError, match="no such file"):

@@ -35,6 +35,7 @@ def clean_command(
     spans: list[str] | None = None,
     against: list[str] | None = None,
     language: list[str] | None = None,
+    encoding: str | None = None,
     format: Literal["jsonl", "csv", "parquet"] | None = None,
     workers: PositiveInt = 1,
     dry_run: bool = False,
@@ -63,6 +64,8 @@ def clean_command(
         Evaluation sets whose texts must not be in the data.
     language: list[str]
         Languages to keep (ISO 639-1).
+    encoding: str
+        Encoding of the sources, if it is not UTF-8 (`cp1252`); what is written is UTF-8.
     format: str
         Format of the rows; by default that of the input, if it is a table, else JSON lines.
     workers: int
@@ -91,6 +94,7 @@ def clean_command(
             base_dir=recipe.parent if recipe is not None else Path(),
             columns=column or [],
             spans=spans or [],
+            encoding=encoding,
             format=format,
             workers=workers,
             tell=printing.progress().print,

@@ -8,7 +8,9 @@ from uplift.cli import printing
 from uplift.verbs.init import init
 
 
-def init_command(file: Path, /, *, directory: Path = Path(), force: bool = False, json: bool = False) -> None:
+def init_command(
+    file: Path, /, *, directory: Path = Path(), encoding: str | None = None, force: bool = False, json: bool = False
+) -> None:
     """Look at a data file and this machine, and write a recipe and a comparison.
 
     Parameters
@@ -17,12 +19,14 @@ def init_command(file: Path, /, *, directory: Path = Path(), force: bool = False
         The data: JSONL, CSV, Parquet, text, or a saved data set's folder.
     directory: Path
         Where `recipe.yaml` and `comparison.yaml` go.
+    encoding: str
+        Encoding of the file, if it is not UTF-8 (`cp1252`).
     force: bool
         Overwrite them if they are there.
     json: bool
         Print JSON.
     """
-    written = init(file, directory, force)
+    written = init(file, directory, force, encoding)
     if json:
         content = {"seen": list(written.seen), "recipe": str(written.recipe), "comparison": str(written.comparison)}
         printing.print_json(content | {"goal": written.look.goal, "rows": written.look.rows})

@@ -23,6 +23,7 @@ def inspect_command(
     model: str | None = None,
     column: str = "",
     label: str = "",
+    encoding: str | None = None,
     output: Path = PAGE,
     limit: PositiveInt | None = None,
     json: bool = False,
@@ -45,6 +46,8 @@ def inspect_command(
         Column that holds the text; default: found by looking.
     label: str
         Column that holds the label; default: found by looking.
+    encoding: str
+        Encoding of the files, if it is not UTF-8 (`cp1252`).
     output: Path
         Where the page goes.
     limit: int
@@ -59,6 +62,7 @@ def inspect_command(
         model=model,
         column=column,
         label=label,
+        encoding=encoding,
         limit=limit,
         output=output,
         command=command_line("data inspect"),

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, TypeAdapter
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter
 
 from uplift.core.section import Name, Path, Section
+
+NO_CHARACTERS = frozenset({"idna", "punycode", "raw-unicode-escape", "unicode-escape"})
+"""What Python calls text encodings and what are none of files."""
+
+
+def _known_encoding(name: str) -> str:
+    try:
+        found = codecs.lookup(name).name
+        if found in NO_CHARACTERS or "a\n".encode(name).decode(name) != "a\n":
+            raise LookupError
+    except (LookupError, ValueError) as error:
+        raise ValueError(f"`{name}` is no encoding of text; for example cp1252, latin-1, utf-16, shift_jis, gb18030") from error
+    return name
+
+
+Encoding = Annotated[str, Field(min_length=1, max_length=40), AfterValidator(_known_encoding)]
+"""The name of a text encoding, as Python knows it."""
 
 
 class Source(Section):
@@ -21,11 +39,12 @@ class FileSource(Source):
     """A file, a folder or a pattern: tables (JSONL, CSV/TSV, Parquet, a saved Hugging Face dataset) or documents.
 
     Documents are plain text, Markdown, web pages, DOCX and PDF. ``auto`` looks at the ending, and at the content where the
-    ending says nothing.
+    ending says nothing. ``encoding`` of text files; by default UTF-8, and UTF-16 where a file begins with its mark.
     """
 
     use: Literal["auto", "jsonl", "csv", "parquet", "text", "markdown", "html", "docx", "pdf", "dataset"] = "auto"
     path: Path
+    encoding: Encoding | None = None
 
 
 class PackageSource(Source):

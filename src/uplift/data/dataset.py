@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from uplift.data.formats import Converted, Head, to_samples
 from uplift.data.labels import Labels
 from uplift.data.leakage import Leakage, find_leakage
 from uplift.data.prepare import prepare_other, prepare_train
-from uplift.data.rows import BadRow, RowSet
+from uplift.data.rows import NAME_ENCODING, BadRow, RowSet
 from uplift.data.sources import read_source
 from uplift.data.splitting import split
 
@@ -112,11 +113,12 @@ class _Total:
 def _too_many_bad(bad: Sequence[BadRow], rows_in: int, max_bad: float) -> DataError:
     shown = [str(row) for row in bad[:SHOWN_BAD]]
     more = [f"and {len(bad) - SHOWN_BAD} more"] if len(bad) > SHOWN_BAD else []
+    most = Counter(row.rule for row in bad).most_common(1)[0][0] if bad else ""
     return DataError(
         f"{len(bad)} of {rows_in} rows are bad; at most {max_bad:.0%} may be",
         where=Place(bad[0].origin.file, bad[0].origin.line, bad[0].column, "data.max_bad") if bad else "data.max_bad",
         why="\n       ".join([*shown, *more]),
-        fix="repair these rows, or raise `data.max_bad` to leave them out",
+        fix=NAME_ENCODING if most == "utf8" else "repair these rows, or raise `data.max_bad` to leave them out",
     )
 
 

@@ -46,7 +46,9 @@ class _RecordLines:
         return text + "\n"
 
 
-def read_delimited(path: Path, display: str, delimiter: str | None = None) -> Iterator[Row | BadRow]:
+def read_delimited(
+    path: Path, display: str, encoding: str | None = None, *, delimiter: str | None = None
+) -> Iterator[Row | BadRow]:
     """Rows of a table whose first record names the columns; all values are text.
 
     ``delimiter`` None: the one of comma, semicolon and tab that the header has most of. A record that breaks a rule is put
@@ -54,7 +56,7 @@ def read_delimited(path: Path, display: str, delimiter: str | None = None) -> It
     missing, empty or ambiguous header.
     """
     csv.field_size_limit(LINE_CAP)
-    lines = read_lines(path, display)
+    lines = read_lines(path, display, encoding)
     first = next((line for line in lines), None)
     if first is None:
         return

@@ -10,13 +10,16 @@ from typing import Any
 
 from uplift.core.errors import DataError, Place
 from uplift.core.values import Origin
-from uplift.data.lines import LINE_CAP, Line, read_all, read_lines
+from uplift.data.lines import LINE_CAP, NO_TEXT_BYTES, Line, read_all, read_lines
 from uplift.data.rows import BadRow, Row, RowProblem, bad_row, check_characters
 
 MAX_DEPTH = 64
 JSON_CAP = 512 * 2**20
 """Largest ``.json`` file in bytes (it can only be read whole; JSON lines have no limit)."""
 BLANKS = " \t\n\r"
+WESTERN = "cp1252"
+"""The encoding of most text that is not UTF-8; how it would read is shown, so that it can be seen whether it is this one."""
+SHOWN_AROUND = 12
 
 
 class StrictJson:
@@ -94,20 +97,32 @@ def _walk(value: Any, depth: int) -> None:
 
 
 def decode_line(line: Line) -> str:
-    """The line as text. Raises RowProblem: too long, or not UTF-8 (column in bytes)."""
+    """The line as text. Raises RowProblem: too long, or not in its encoding (column in bytes)."""
     if line.too_long:
         raise RowProblem("too_long", f"the line is longer than {LINE_CAP // 2**20} MiB")
     try:
         return line.content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise RowProblem("utf8", f"invalid UTF-8: {error.reason}", error.start + 1) from error
+        raise RowProblem("utf8", _not_text(line.content, error), error.start + 1) from error
 
 
-def read_jsonl(path: Path, display: str) -> Iterator[Row | BadRow]:
+def _not_text(content: bytes, error: UnicodeDecodeError) -> str:
+    if content.startswith(NO_TEXT_BYTES, error.start):
+        return "bytes that are no text in the encoding of the source"
+    around = content[max(0, error.start - SHOWN_AROUND) : error.start + SHOWN_AROUND]
+    try:
+        read = around.decode(WESTERN)
+    except UnicodeDecodeError:
+        read = ""
+    told = f"; in {WESTERN} this would read {read!r}" if read.isprintable() and read else ""
+    return f"invalid UTF-8: {error.reason}{told}"
+
+
+def read_jsonl(path: Path, display: str, encoding: str | None = None) -> Iterator[Row | BadRow]:
     """One row per line. White space after the last row is no row; a blank line between rows is a bad row (``blank``)."""
     parser = StrictJson()
     blank: range = range(0)
-    for line in read_lines(path, display):
+    for line in read_lines(path, display, encoding):
         if line.blank:
             blank = range(blank.start or line.number, line.number + 1)
             continue
@@ -144,15 +159,16 @@ def _checked_object(value: Any, flaw: RowProblem | None) -> dict[str, Any]:
     return value
 
 
-def read_json(path: Path, display: str) -> Iterator[Row | BadRow]:
+def read_json(path: Path, display: str, encoding: str | None = None) -> Iterator[Row | BadRow]:
     """A list of objects, or objects one after another, spread over lines as you like.
 
     Raises DataError at file:line:column where the text stops being JSON: rows after that cannot be told apart.
     """
     try:
-        text = read_all(path, display, JSON_CAP).decode("utf-8")
+        text = read_all(path, display, JSON_CAP, encoding).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DataError("the file is not UTF-8", where=Place(display), why=str(error)) from error
+        fix = "name its encoding in the source (`encoding: cp1252`), or convert it"
+        raise DataError(f"the file is not {encoding or 'UTF-8'}", where=Place(display), why=str(error), fix=fix) from error
     parser = StrictJson()
     position = _skip_blanks(text, 0)
     listed = text[position : position + 1] == "["
@@ -202,9 +218,9 @@ def _not_json(text: str, position: int, display: str, why: str) -> DataError:
     )
 
 
-def holds_json_lines(path: Path, display: str) -> bool:
+def holds_json_lines(path: Path, display: str, encoding: str | None = None) -> bool:
     """Whether a ``.json`` file is really JSON lines: its first line with content is a whole object."""
-    for line in read_lines(path, display):
+    for line in read_lines(path, display, encoding):
         if not line.blank:
             try:
                 return isinstance(_parse_row(StrictJson(), line), dict)

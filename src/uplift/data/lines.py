@@ -1,11 +1,17 @@
-"""Bytes and lines of a plain or compressed file, never holding more than a cap: a line of any length costs no memory."""
+"""Bytes and lines of a plain or compressed file, never holding more than a cap: a line of any length costs no memory.
+
+What is in another encoding becomes UTF-8 on the way; bytes that this encoding does not have become bytes that UTF-8 does not
+have either, so that the row in which they stand is put aside.
+"""
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import IO, cast
 
@@ -20,7 +26,20 @@ KEPT_OF_LONG = 200
 UTF8_BOM = b"\xef\xbb\xbf"
 COMPRESSED = (".gz", ".zst")
 """Endings of files that are unpacked while they are read. Zstandard windows above 128 MiB are refused by the library."""
-WIDE_BOMS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+WIDE_BOMS = (b"\xff\xfe", b"\xfe\xff")
+"""What UTF-16 begins with."""
+NO_TEXT = "\udcff"
+"""Stands for bytes that the encoding of a file does not have."""
+NO_TEXT_BYTES = NO_TEXT.encode("utf-8", "surrogatepass")
+MARK_NO_TEXT = "uplift-no-text"
+
+
+def _marked(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)
+    return NO_TEXT, error.end
+
+
+codecs.register_error(MARK_NO_TEXT, _marked)
 
 
 @dataclass(frozen=True)
@@ -39,14 +58,15 @@ class Line:
         return not self.too_long and not self.content.strip()
 
 
-def read_lines(path: Path, display: str, cap: int = LINE_CAP) -> Iterator[Line]:
-    """The lines of a plain or compressed file (by its ending ``.gz`` or ``.zst``), a UTF-8 byte order mark removed.
+def read_lines(path: Path, display: str, encoding: str | None = None, *, cap: int = LINE_CAP) -> Iterator[Line]:
+    """The lines of a plain or compressed file (by its ending ``.gz`` or ``.zst``) in UTF-8, without a byte order mark.
 
-    Memory stays below ``cap`` plus a chunk whatever the file holds. Raises DataError named by ``display`` when the file
-    cannot be read, is not what its ending says, is cut or damaged inside, or is UTF-16.
+    ``encoding`` None: UTF-8, or UTF-16 where the file begins with its mark. Memory stays below ``cap`` plus a chunk whatever
+    the file holds. Raises DataError named by ``display`` when the file cannot be read, is not what its ending says, or is cut
+    or damaged inside.
     """
     number, held, dropping = 1, bytearray(), False
-    for chunk in _marked_chunks(path, display):
+    for chunk in in_utf8(_chunks(path, display), encoding):
         start = 0
         while (end := chunk.find(b"\n", start)) >= 0:
             held += chunk[start:end]
@@ -66,9 +86,9 @@ def _line(number: int, held: bytearray, cap: int, dropping: bool, *, last: bool)
     return Line(number, bytes(held), last=last)
 
 
-def read_all(path: Path, display: str, cap: int) -> bytes:
-    """The whole content of a file that must be read at once. Raises DataError when it exceeds ``cap`` bytes."""
-    content = _joined(_marked_chunks(path, display), cap)
+def read_all(path: Path, display: str, cap: int, encoding: str | None = None) -> bytes:
+    """The whole content of a file that must be read at once, in UTF-8. Raises DataError when it exceeds ``cap`` bytes."""
+    content = _joined(in_utf8(_chunks(path, display), encoding), cap)
     if content is None:
         why = f"it is larger than {cap // 2**20} MiB and this format can only be read whole"
         raise DataError("the file is too large", where=Place(display), why=why, fix="convert it to JSON lines (.jsonl)")
@@ -89,12 +109,22 @@ def _joined(chunks: Iterator[bytes], cap: int) -> bytes | None:
     return bytes(content)
 
 
-def _marked_chunks(path: Path, display: str) -> Iterator[bytes]:
-    """The content as UTF-8 without its byte order mark. Raises DataError for the mark of another encoding."""
-    first = True
-    for chunk in _chunks(path, display):
-        yield _without_mark(chunk, display) if first else chunk
-        first = False
+def in_utf8(chunks: Iterable[bytes], encoding: str | None = None) -> Iterator[bytes]:
+    """The content as UTF-8 without its byte order mark; ``encoding`` None: UTF-8, or UTF-16 where its mark says so."""
+    rest = iter(chunks)
+    first = next(rest, b"")
+    encoding = encoding or ("utf-16" if first.startswith(WIDE_BOMS) else "utf-8")
+    if codecs.lookup(encoding).name == "utf-8":
+        yield first.removeprefix(UTF8_BOM)
+        yield from rest
+        return
+    decoder = codecs.getincrementaldecoder(encoding)(MARK_NO_TEXT)
+    begun = False
+    for chunk in chain([first], rest, [b""]):
+        text = decoder.decode(chunk, final=not chunk)
+        if text and not begun:
+            text, begun = text.removeprefix("\ufeff"), True
+        yield text.encode("utf-8", "surrogatepass")
 
 
 def _chunks(path: Path, display: str) -> Iterator[bytes]:
@@ -123,10 +153,3 @@ def open_bytes(path: Path) -> IO[bytes]:
     if ending == ".zst":
         return cast(IO[bytes], pa.input_stream(str(path), compression="zstd"))
     return open(path, "rb")
-
-
-def _without_mark(chunk: bytes, display: str) -> bytes:
-    for mark, name in WIDE_BOMS.items():
-        if chunk.startswith(mark):
-            raise DataError(f"the file is {name}, not UTF-8", where=Place(display), fix="convert it to UTF-8")
-    return chunk.removeprefix(UTF8_BOM)

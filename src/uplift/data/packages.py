@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from pydantic import ValidationError
 
 from uplift.core.errors import DataError, Place, ResourceError, UpliftError, UsageError
-from uplift.core.source_section import AnySource, PackageSource, source_from_text
+from uplift.core.source_section import AnySource, FileSource, PackageSource, source_from_text
 from uplift.core.storage import DamagedFiles, commit_directory, file_sha256, read_manifest
 from uplift.data.rows import nearest
 
@@ -114,14 +114,28 @@ def _package(name: str) -> Package:
     return CATALOGUE[name]
 
 
-def named_source(text: str) -> AnySource:
-    """What a word on the command line names: a packaged data set, unless a file of that name is there; a hub set; a path."""
+def named_source(text: str, encoding: str | None = None) -> AnySource:
+    """What a word on the command line names: a packaged data set, unless a file of that name is there; a hub set; a path.
+
+    ``encoding`` is that of files, which the command line names with ``--encoding``.
+    """
     packaged = text in CATALOGUE and not Path(text).exists()
     try:
-        return PackageSource(name=text) if packaged else source_from_text(text)
+        source = PackageSource(name=text) if packaged else source_from_text(text)
     except ValidationError as error:
         fix = f"name a file, a folder, a pattern, or one of: {', '.join(CATALOGUE)}; a data set of the hub is `hub:user/films`"
         raise UsageError(f"{text!r} names no data", why=error.errors()[0]["msg"], fix=fix) from error
+    return source if encoding is None else in_encoding(source, encoding)
+
+
+def in_encoding(source: AnySource, encoding: str) -> AnySource:
+    """Files in an encoding that the command line names. Raises UsageError: no files, or no encoding."""
+    if not isinstance(source, FileSource):
+        raise UsageError("only files have an encoding", where="--encoding", fix="take it out")
+    try:
+        return FileSource.model_validate(source.model_dump() | {"encoding": encoding})
+    except ValidationError as error:
+        raise UsageError(error.errors()[0]["msg"].removeprefix("Value error, "), where="--encoding") from error
 
 
 def cache_folder() -> Path:

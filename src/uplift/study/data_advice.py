@@ -11,7 +11,8 @@ from uplift.core.recipe import Data
 from uplift.core.source_section import PackageSource
 from uplift.data.explore.findings import Advice, Inspection, LabelFindings, Leak, RuleFound, Tokens, Weight
 from uplift.data.packages import CATALOGUE, named_source
-from uplift.study.suggestion import MINILM, SMOLLM, quoted, split_shares
+from uplift.data.rows import NAME_ENCODING
+from uplift.study.suggestion import MINILM, SMOLLM, file_source, quoted, split_shares
 
 NOTICED = 0.01
 """A share of the rows that is worth a step."""
@@ -64,6 +65,7 @@ def _reading(found: Inspection) -> Iterator[Advice]:
             f"{over.quarantined:,} of {over.rows_in:,} rows cannot be used, most by the rule `{first.rule}` ({first.count:,})"
         )
         todo = f"a run refuses more than {per_cent(MOST_BAD)}: repair them" if weight == "fix" else "a run leaves them out"
+        todo = NAME_ENCODING if first.rule == "utf8" else todo
         yield Advice(weight=weight, topic="rows", text=text, todo=todo)
     else:
         yield Advice(weight="good", topic="rows", text=f"All {over.rows_in:,} rows can be read and used")
@@ -233,13 +235,14 @@ def steps_of(found: Inspection) -> list[str]:
     return steps
 
 
-def recipe_of(found: Inspection, source: str, others: dict[str, str], model: str = "") -> str:
+def recipe_of(found: Inspection, source: str, others: dict[str, str], model: str = "", encoding: str | None = None) -> str:
     """A recipe that runs as it stands in the current folder: the packaged model (or ``model``), these parts, this task."""
     steps = steps_of(found)
-    against = [f"{name}: {_source(other)}" for name, other in others.items()]
+    named = {each: _source(each, encoding) for each in (source, *others.values())}
+    against = [f"{name}: {named[other]}" for name, other in others.items()]
     leaking = [name for leak in found.splits.leaks if found.splits.given and leak.normalized for name in [leak.part]]
     if leaking:
-        steps.append(f"{{use: decontaminate, against: [{', '.join(_source(others[name]) for name in leaking)}]}}")
+        steps.append(f"{{use: decontaminate, against: [{', '.join(named[others[name]] for name in leaking)}]}}")
     prepare = "".join(f"    - {step}\n" for step in steps)
     length = found.tokens.suggested_length if found.tokens else 1024
     name = re.sub(r"[^a-z0-9._-]+", "-", Path(source).stem.lower()).strip("-._")[:40] or "first"
@@ -249,7 +252,7 @@ def recipe_of(found: Inspection, source: str, others: dict[str, str], model: str
     return (
         f"name: {name}\n"
         f"model: {_model(chosen)}\n"
-        f"data:\n  train: {_source(source)}\n"
+        f"data:\n  train: {named[source]}\n"
         + "".join(f"  {part}\n" for part in against)
         + (f"  prepare:\n{prepare}" if prepare else "")
         + f"  split: {{{split}}}\n"
@@ -258,8 +261,9 @@ def recipe_of(found: Inspection, source: str, others: dict[str, str], model: str
     )
 
 
-def _source(source: str) -> str:
-    return f"{{use: package, name: {source}}}" if isinstance(named_source(source), PackageSource) else quoted(source)
+def _source(source: str, encoding: str | None) -> str:
+    packaged = isinstance(named_source(source), PackageSource)
+    return f"{{use: package, name: {source}}}" if packaged else file_source(source, encoding)
 
 
 def _model(name: str) -> str:

@@ -11,9 +11,11 @@ from typing import Any
 
 from uplift.core.errors import DataError
 from uplift.core.recipe import FileSource
+from uplift.core.source_section import AnySource
 from uplift.data.explore.findings import Goal
 from uplift.data.explore.task import find_aim, label_of
 from uplift.data.formats import Format
+from uplift.data.packages import in_encoding
 from uplift.data.rows import Row
 from uplift.data.sources import columns_of, read_source
 
@@ -42,6 +44,9 @@ class FirstLook:
     label: str
     labels: tuple[tuple[str, int], ...]
     lengths: tuple[int, int, int]
+    encoding: str | None = None
+    not_utf8: bool = False
+    """Most of the quarantined rows are in another encoding."""
 
     @property
     def majority(self) -> float:
@@ -49,9 +54,10 @@ class FirstLook:
         return self.labels[0][1] / sum(count for _, count in self.labels) if self.labels else 0.0
 
 
-def first_look(path: Path) -> FirstLook:
+def first_look(path: Path, encoding: str | None = None) -> FirstLook:
     """Reads (the first rows of) a data file. Raises DataError when it is nothing that can be learned from."""
-    found = read_source(FileSource(path=str(path.absolute()), limit=MOST_ROWS), path.parent)
+    source: AnySource = FileSource(path=str(path.absolute()), limit=MOST_ROWS)
+    found = read_source(source if encoding is None else in_encoding(source, encoding), path.parent)
     if not found.rows:
         raise found_nothing(path, str(found.quarantined[0]) if found.quarantined else "the file is empty")
     columns = tuple(columns_of(found.rows))
@@ -71,6 +77,8 @@ def first_look(path: Path) -> FirstLook:
         label=aim.label,
         labels=_count(found.rows, aim.label) if aim.label else (),
         lengths=_lengths(found.rows, aim.columns),
+        encoding=encoding,
+        not_utf8=2 * sum(row.rule == "utf8" for row in found.quarantined) > len(found.quarantined),
     )
 
 

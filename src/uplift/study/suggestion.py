@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from uplift.data.rows import NAME_ENCODING
 from uplift.study.first_look import FirstLook
 from uplift.study.machine import Machine
 
@@ -52,7 +53,7 @@ def suggest(look: FirstLook, machine: Machine, directory: Path, available: Colle
     """
     seen = _seen(look, machine)
     remarks = "".join(f"# {line}\n" for line in seen)
-    data = quoted(os.path.relpath(look.path.absolute(), directory.absolute()))
+    data = file_source(os.path.relpath(look.path.absolute(), directory.absolute()), look.encoding)
     shared = _data_section(look, data) + _task_section(look)
     techniques = [line for use, line in _usual_techniques(look) if use in available]
     recipe = (
@@ -74,7 +75,7 @@ def distillation(look: FirstLook, directory: Path, student: str, teacher: str, l
 
     An empty ``teacher``: the rows hold its answers already. ``labels``: label value -> word.
     """
-    data = quoted(os.path.relpath(look.path.absolute(), directory.absolute()))
+    data = file_source(os.path.relpath(look.path.absolute(), directory.absolute()), look.encoding)
     task = _task_section(look)
     if labels and look.goal == "classify":
         task += f"  labels: {{{', '.join(f'{quoted(value)}: {quoted(word)}' for value, word in labels.items())}}}\n"
@@ -85,6 +86,11 @@ def distillation(look: FirstLook, directory: Path, student: str, teacher: str, l
         else ""
     )
     return f"name: distill\nmodel: {student}\n{_data_section(look, data)}{task}{learned}{_train_section(look, 'epochs: 3, ')}"
+
+
+def file_source(path: str, encoding: str | None) -> str:
+    """YAML of a file as a source of rows."""
+    return quoted(path) if encoding is None else f"{{path: {quoted(path)}, encoding: {quoted(encoding)}}}"
 
 
 def quoted(text: str) -> str:
@@ -105,6 +111,8 @@ def _seen(look: FirstLook, machine: Machine) -> tuple[str, ...]:
     ]
     if look.quarantined:
         lines.append(f"{look.quarantined:,} rows cannot be read; `uplift run` lists each with its line")
+        if look.not_utf8:
+            lines.append(f"most of these are not UTF-8: {NAME_ENCODING}")
     if look.labels:
         shown = ", ".join(f"{_one_line(value)} {count:,}" for value, count in look.labels[:8])
         lines.append(f"{len(look.labels)} labels: {shown}{', ...' if len(look.labels) > 8 else ''}")

@@ -28,7 +28,7 @@ from uplift.data.clean.pipeline import Changed, Layout, Outcome, Outlet, Pipelin
 from uplift.data.clean.steps import QualityMaker, advice, check_texts, plan_steps
 from uplift.data.clean.workers import CAN_FORK
 from uplift.data.packages import named_source
-from uplift.data.rows import BadRow, Row
+from uplift.data.rows import NAME_ENCODING, BadRow, Row
 from uplift.data.sources import Stream, stream_source
 
 Tell = Callable[[str], None]
@@ -152,6 +152,7 @@ def clean(
     base_dir: Path = Path(),
     columns: Sequence[str] = (),
     spans: Sequence[str] = (),
+    encoding: str | None = None,
     format: OutputFormat | None = None,
     workers: int = 1,
     tell: Tell = lambda text: None,
@@ -159,13 +160,14 @@ def clean(
     """Clean the rows of ``sources`` into the new folder ``output``; None: only report what would happen.
 
     ``steps`` None: those of ``default_steps``. ``languages`` and ``against`` (evaluation sets) ask for a step more.
-    ``columns``: those with texts (found when none is named); ``spans``: those with labelled spans of the one text. Paths inside
-    steps start at ``base_dir``. Raises UsageError, RecipeError, DataError and ResourceError; nothing is left behind then.
+    ``columns``: those with texts (found when none is named); ``spans``: those with labelled spans of the one text;
+    ``encoding``: that of the sources. Paths inside steps start at ``base_dir``. Raises UsageError, RecipeError, DataError and
+    ResourceError; nothing is left behind then.
     """
     if output is not None and output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UsageError(f"{output} exists", where="--output", fix="give the name of a new folder")
     begin = time.perf_counter()
-    looked = [_look(name, columns, spans) for name in sources]
+    looked = [_look(name, columns, spans, encoding) for name in sources]
     unasked = steps is None
     steps, notes = default_steps([text for each in looked for text in each.texts()]) if steps is None else (steps, [])
     job = _Job(looked, with_asked(steps, languages, against, base_dir), base_dir, workers, tell)
@@ -174,6 +176,8 @@ def clean(
         notes = [*notes, "this system cannot fork processes: one did all the work"]
     if unasked:
         notes = [*notes, tried_filters(job.watched.texts)]
+    if not_utf8 := found.outcome.reasons.get("utf8"):
+        notes = [*notes, f"{not_utf8:,} rows are not UTF-8: {NAME_ENCODING}"]
     watched = job.watched
     return Cleaned(
         output,
@@ -297,8 +301,8 @@ def _quality(steps: Sequence[Step]) -> QualityMaker | None:
 
 
 # -- what is there -----------------------------------------------------------------------------------------------------
-def _look(name: str, columns: Sequence[str], spans: Sequence[str]) -> _Source:
-    stream = stream_source(named_source(name), Path())
+def _look(name: str, columns: Sequence[str], spans: Sequence[str], encoding: str | None) -> _Source:
+    stream = stream_source(named_source(name, encoding), Path())
     rows = iter(stream)
     begun = list(_begun(rows))
     first = [row for row in begun if isinstance(row, Row)]

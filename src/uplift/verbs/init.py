@@ -25,8 +25,8 @@ class Written:
     comparison: Path
 
 
-def init(file: Path, directory: Path, force: bool = False) -> Written:
-    """Writes ``recipe.yaml`` and ``comparison.yaml`` into ``directory`` for the data in ``file``.
+def init(file: Path, directory: Path, force: bool = False, encoding: str | None = None) -> Written:
+    """Writes ``recipe.yaml`` and ``comparison.yaml`` into ``directory`` for the data in ``file`` (in ``encoding``).
 
     Raises UsageError when a file is in the way (unless ``force``), DataError when the data cannot be read.
     """
@@ -34,7 +34,7 @@ def init(file: Path, directory: Path, force: bool = False) -> Written:
     for path in (recipe, comparison):
         if path.exists() and not force:
             raise UsageError("this file exists already", where=Place(str(path)), fix="give another --directory, or --force")
-    look = first_look(file)
+    look = first_look(file, encoding)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     suggestion = suggest(look, measure(device), directory, technique_modules())
     directory.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ from uplift.data.explore.findings import Inspection
 from uplift.data.explore.intake import take_in
 from uplift.data.explore.survey import Reader, survey
 from uplift.data.packages import named_source
-from uplift.data.sources import stream_source
+from uplift.data.sources import Stream, stream_source
 from uplift.learn.parallel import pick_device
 from uplift.model.language_model import LanguageModel
 from uplift.model.opening import load_tokenizer, locate, model_kind, open_model, resolve_model
@@ -39,6 +39,7 @@ def inspect(
     model: str | None = None,
     column: str = "",
     label: str = "",
+    encoding: str | None = None,
     limit: int | None = None,
     output: Path | None = None,
     command: str = "uplift data inspect",
@@ -50,15 +51,18 @@ def inspect(
     map. Raises UsageError, DataError, ModelError, ResourceError.
     """
     others = dict(parts or {})
-    limited = {"limit": limit}
-    streams = {name: stream_source(named_source(each).model_copy(update=limited), Path()) for name, each in others.items()}
-    taken = take_in(stream_source(named_source(source).model_copy(update=limited), Path()), text=column, label=label)
+
+    def stream_of(name: str) -> Stream:
+        return stream_source(named_source(name, encoding).model_copy(update={"limit": limit}), Path())
+
+    streams = {name: stream_of(each) for name, each in others.items()}
+    taken = take_in(stream_of(source), text=column, label=label)
     given = {name: take_in(stream, aim=taken.aim) for name, stream in streams.items()}
     notes: list[str] = []
     if limit is not None:
         notes.append(f"Only the first {limit:,} rows of each part were read (`--limit`).")
     found = survey(taken, given, source, _reader(model, notes, device), command=command, notes=notes)
-    recipe = recipe_of(found, source, others, model or "")
+    recipe = recipe_of(found, source, others, model or "", encoding)
     found = found.model_copy(update={"advice": advice_of(found), "recipe": recipe})
     if output is not None:
         write_atomically(output, render_data_page(found))
