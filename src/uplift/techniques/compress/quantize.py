@@ -1,6 +1,7 @@
 """Quantize: rounds the trained weights of the linear layers to 8, 4 or 3 bits, so that the saved model is a fraction as large.
 
-When: the model is done and must be small on disk; 8 bits cost next to nothing, 4 bits little with `gptq`, or `hqq`.
+When: the model is done and must be small on disk; 8 bits cost next to nothing, 4 bits little with `gptq` (or, on a pretrained
+model, `awq`).
 When not: 3 bits of a small model (train with `qat` instead); as a base for training (`quantized_base` keeps it small there).
 Paper: Frantar et al. 2022, GPTQ; Lin et al. 2023, AWQ; Badri and Shaji 2023, Half-Quadratic Quantization.
 Cost: memory of one more copy of the rounded weights, with `gptq` and `awq` of the squared inputs of one block; time after
