@@ -63,6 +63,12 @@ def test_a_mark_says_enough(tmp_path: Path, encoding: str) -> None:
         assert [dict(row.values) for row in rows(tmp_path / name).rows] == [{"text": "Größe", "label": "1"}]
 
 
+def test_a_mark_that_is_none_costs_one_row(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(codecs.BOM_UTF16_LE + b'{"text": "one"}\n{"text": "two"}\n')
+    found = rows(tmp_path / "a.jsonl")
+    assert [row.values["text"] for row in found.rows] == ["two"] and [row.rule for row in found.quarantined] == ["utf8"]
+
+
 def test_a_named_encoding_and_a_mark(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(codecs.BOM_UTF16_LE + "text\nGröße\n".encode("utf-16-le"))
     for encoding in ("utf-16", "utf-16-le"):

@@ -6,6 +6,7 @@ import csv
 import datetime
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,35 @@ def test_the_folder_accounts_for_every_row(messy: str, tmp_path: Path) -> None:
     assert [settings["use"] for settings in card["settings"]] == ["repair", "pii", "dedup"]
     assert "| dedup | exact | 1 |  |" in (out / "card.md").read_text()
     assert json.dumps(done.to_json()) and done.path == out
+
+
+def test_every_changed_row_can_be_looked_at(tmp_path: Path) -> None:
+    """The rows of `changed.jsonl` are those whose text changed, and their numbers add up to the counts of the card."""
+    parts = (
+        "plain words",
+        "two  spaces\u00a0",
+        "cafÃ© trois",
+        "ann@firm.de and bob@firm.de",
+        "<p>some <b>bold</b> words</p>",
+        "\u200b",
+    )
+    texts = [f"Row number {number}. {parts[number % 6]} {parts[number % 5]} end" for number in range(400)]
+    source = write_rows(tmp_path / "rows.jsonl", [{"text": text} for text in texts])
+    steps: list[Step] = [Html(), Repair(), Pii()]
+    out = tmp_path / "out"
+    card = clean([str(source)], out, steps, workers=2).card
+    changed, kept = lines(out / "changed.jsonl"), lines(out / "data.jsonl")
+    assert {row["line"] for row in changed} == {
+        number for number, (old, new) in enumerate(zip(texts, kept, strict=True), start=1) if old != new["text"]
+    }
+    assert len({(row["line"], row["step"], row["rule"]) for row in changed}) == len(changed) > 400
+    for step in card.steps:
+        times = Counter[str]()
+        for row in changed:
+            times.update({row["rule"]: row["times"]} if row["step"] == step.use else {})
+        assert times == step.changes and step.changed == len({row["line"] for row in changed if row["step"] == step.use}) > 0
+    for row in changed:
+        assert row["before"] != row["after"]
 
 
 def test_the_card_has_the_same_bytes_for_any_number_of_workers(messy: str, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@
       metrics.sqlite     tables ``metrics(step, name, value)`` and ``events(time, code, text, step, data)``
       quarantine.jsonl   rows that were left out, each with file, line and rule
       removed.jsonl      rows that `data.prepare` dropped, each with file, line, step and rule
+      changed.jsonl      rows that it changed, each with file, line, step, rule, and the text before and after
       checkpoints/step-00000010/
       model/  adapter/   plain transformers and PEFT folders
       report.json  report.html
@@ -129,6 +130,11 @@ class Run:
     def removed_file(self) -> Path:
         """Rows that `data.prepare` dropped, one JSON object a line."""
         return self.path / "removed.jsonl"
+
+    @property
+    def changed_file(self) -> Path:
+        """Rows that `data.prepare` changed, one JSON object for each rule."""
+        return self.path / "changed.jsonl"
 
     @property
     def report_file(self) -> Path:

@@ -17,6 +17,7 @@ NO_CHARACTERS = frozenset({"idna", "punycode", "raw-unicode-escape", "unicode-es
 def _known_encoding(name: str) -> str:
     try:
         found = codecs.lookup(name).name
+        codecs.getincrementaldecoder(name)
         if found in NO_CHARACTERS or "a\n".encode(name).decode(name) != "a\n":
             raise LookupError
     except (LookupError, ValueError) as error:

@@ -14,7 +14,7 @@ from uplift.core.recipe import ClassifyTask, Data, Task
 from uplift.core.report import StepReport
 from uplift.core.source_section import AnySource
 from uplift.core.values import Part, Sample
-from uplift.data.clean.pipeline import Removed
+from uplift.data.clean.pipeline import Changed, Removed
 from uplift.data.clean.steps import QualityMaker
 from uplift.data.formats import Converted, Head, to_samples
 from uplift.data.labels import Labels
@@ -45,6 +45,8 @@ class Parts:
     fingerprint: str
     dropped: tuple[Removed, ...] = ()
     """Training rows that steps of `data.prepare` dropped."""
+    changed: tuple[Changed, ...] = ()
+    """Rows that these steps changed."""
     prepared: tuple[StepReport, ...] = ()
     """What each of these steps did."""
 
@@ -57,7 +59,7 @@ def load_parts(data: Data, task: Task, base_dir: Path, head: Head, *, quality: Q
     """
     _check_given_once(data)
     prepared = prepare_train(_read(data.train, base_dir, data.max_bad), data, task, base_dir, quality)
-    rows = prepared.rows
+    rows, changed = prepared.rows, prepared.changed
     labels = Labels.of(rows.rows, task) if isinstance(task, ClassifyTask) else None
     total = _Total(data.max_bad)
     whole = total.add(rows, to_samples(rows.rows, task, head, labels, split=data.split))
@@ -66,7 +68,8 @@ def load_parts(data: Data, task: Task, base_dir: Path, head: Head, *, quality: Q
     for name, source in given.items():
         if source is not None:
             own = prepare_other(_read(source, base_dir, data.max_bad), data.prepare, task, base_dir)
-            parts[name] = total.add(own, to_samples(own.rows, task, head, labels))
+            parts[name] = total.add(own.rows, to_samples(own.rows.rows, task, head, labels))
+            changed += own.changed
     _check_not_empty(parts, data)
     return Parts(
         **parts,
@@ -77,6 +80,7 @@ def load_parts(data: Data, task: Task, base_dir: Path, head: Head, *, quality: Q
         leakage=find_leakage([*parts["train"], *parts["validation"]], parts["test"]),
         fingerprint=fingerprint(parts["train"], parts["validation"], parts["test"]),
         dropped=prepared.dropped,
+        changed=changed,
         prepared=prepared.steps,
     )
 

@@ -110,10 +110,13 @@ def _joined(chunks: Iterator[bytes], cap: int) -> bytes | None:
 
 
 def in_utf8(chunks: Iterable[bytes], encoding: str | None = None) -> Iterator[bytes]:
-    """The content as UTF-8 without its byte order mark; ``encoding`` None: UTF-8, or UTF-16 where its mark says so."""
+    """The content as UTF-8 without its byte order mark.
+
+    ``encoding`` None: UTF-8, or UTF-16 where its mark says so and zero bytes, which other text has none of, agree.
+    """
     rest = iter(chunks)
     first = next(rest, b"")
-    encoding = encoding or ("utf-16" if first.startswith(WIDE_BOMS) else "utf-8")
+    encoding = encoding or ("utf-16" if first.startswith(WIDE_BOMS) and b"\0" in first else "utf-8")
     if codecs.lookup(encoding).name == "utf-8":
         yield first.removeprefix(UTF8_BOM)
         yield from rest

@@ -12,7 +12,7 @@ from uplift.core.recipe import ChatTask, Data, Task
 from uplift.core.report import StepReport
 from uplift.data.clean.columns import LOOKED_AT, choose_columns
 from uplift.data.clean.output import Collected
-from uplift.data.clean.pipeline import Layout, Pipeline, Record, Removed
+from uplift.data.clean.pipeline import Changed, Layout, Pipeline, Record, Removed
 from uplift.data.clean.steps import QualityMaker, changes_alone, check_texts, plan_steps
 from uplift.data.rows import RowSet
 
@@ -23,6 +23,7 @@ class Prepared:
 
     rows: RowSet
     dropped: tuple[Removed, ...] = ()
+    changed: tuple[Changed, ...] = ()
     steps: tuple[StepReport, ...] = ()
 
 
@@ -52,17 +53,18 @@ def prepare_train(rows: RowSet, data: Data, task: Task, base_dir: Path, quality:
     left = replace(
         rows, rows=found.rows, quarantined=[*rows.quarantined, *found.bad], rows_in=rows.rows_in - outcome.rows_dropped
     )
-    return Prepared(left, tuple(found.dropped), outcome.steps)
+    return Prepared(left, tuple(found.dropped), tuple(found.altered), outcome.steps)
 
 
-def prepare_other(rows: RowSet, sections: Sequence[Step], task: Task, base_dir: Path) -> RowSet:
+def prepare_other(rows: RowSet, sections: Sequence[Step], task: Task, base_dir: Path) -> Prepared:
     """Rows of another part after those steps that only change texts: every row stays."""
     planned = [replace(step, may_drop=False) for step in plan_steps(changes_alone(sections), base_dir)]
     if not planned:
-        return rows
+        return Prepared(rows)
     found = Collected()
     Pipeline(planned, [_layout(rows, task)]).run(_records(rows), found)
-    return replace(rows, rows=found.rows, quarantined=[*rows.quarantined, *found.bad])
+    left = replace(rows, rows=found.rows, quarantined=[*rows.quarantined, *found.bad])
+    return Prepared(left, changed=tuple(found.altered))
 
 
 def _layout(rows: RowSet, task: Task) -> Layout:

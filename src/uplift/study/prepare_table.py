@@ -15,7 +15,8 @@ def prepare_table(steps: Sequence[StepReport]) -> WordTable:
     )
     return WordTable(
         "Preparation",
-        "What each step of `data.prepare` did to the training rows; every dropped row stands in `removed.jsonl`.",
+        "What each step of `data.prepare` did to the training rows; every dropped row stands in `removed.jsonl`, "
+        "every changed one in `changed.jsonl`.",
         ("step", "rows in", "dropped", "changed", "by rule"),
         rows,
         ("by rule",),

@@ -131,10 +131,10 @@ class _Watched:
         if self.inner is not None:
             self.inner.quarantined(row)
 
-    def changed(self, example: Changed) -> None:
-        self._show(self.changes, example, (example.use, f"{example.rule}, changed"))
+    def changed(self, row: Changed) -> None:
+        self._show(self.changes, row, (row.use, f"{row.rule}, changed"))
         if self.inner is not None:
-            self.inner.changed(example)
+            self.inner.changed(row)
 
     def _show(self, rows: list[Any], row: Any, key: tuple[str, str]) -> None:
         self.seen[key] += 1

@@ -137,7 +137,11 @@ def _carry_out(
 
 
 def _tell_data(parts: Parts, folder: Run, display: Display) -> None:
-    for file, rows in ((folder.quarantine_file, parts.quarantined), (folder.removed_file, parts.dropped)):
+    for file, rows in (
+        (folder.quarantine_file, parts.quarantined),
+        (folder.removed_file, parts.dropped),
+        (folder.changed_file, parts.changed),
+    ):
         if rows:
             write_atomically(file, "".join(json.dumps(row.as_json(), ensure_ascii=False) + "\n" for row in rows))
     sizes = f"{len(parts.train)} train, {len(parts.validation)} validation, {len(parts.test)} test"

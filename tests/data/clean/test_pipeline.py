@@ -19,7 +19,7 @@ from hypothesis import given, settings, strategies as st
 
 from uplift.core.errors import DataError, ResourceError
 from uplift.core.values import Origin
-from uplift.data.clean.chunk import EXAMPLES, Planned
+from uplift.data.clean.chunk import Planned
 from uplift.data.clean.columns import Columns
 from uplift.data.clean.output import Collected
 from uplift.data.clean.pipeline import Layout, Outcome, Pipeline, Record
@@ -286,10 +286,12 @@ def test_spans_that_are_none_put_the_row_aside() -> None:
 
 
 # -- what is told ------------------------------------------------------------------------------------------------------
-def test_examples_show_what_stood_there_before_and_after() -> None:
+def test_every_changed_row_is_listed_with_what_stood_there_before_and_after() -> None:
     found = run(planned(Dots()), texts(*(f"{'x' * number}...y" for number in range(30))), chunk=4)
-    assert len(found.out.examples) == EXAMPLES
-    assert (found.out.examples[1].before, found.out.examples[1].after) == ("x...y", "x.y")
+    assert [(row.origin.line, row.rule, row.times) for row in found.out.altered] == [
+        (number, "dots", 1) for number in range(1, 31)
+    ]
+    assert (found.out.altered[1].before, found.out.altered[1].after) == ("x...y", "x.y")
     assert found.outcome.steps[0].changes == {"dots": 30} and found.outcome.steps[0].changed == 30
 
 

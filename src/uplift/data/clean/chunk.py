@@ -9,14 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from uplift.core.errors import UpliftError
-from uplift.data.clean.spans import Span, edits_between, move_spans
+from uplift.data.clean.spans import Span, edits_between, first_difference, move_spans
 from uplift.data.clean.step import CleaningStep, Edit, Verdict
 from uplift.data.rows import RowProblem, check_characters, excerpt
 
 JOIN = "\n\n"
 """Between the texts of a row for steps that look at the whole row."""
-EXAMPLES = 5
-"""Examples kept for each step and rule."""
 EMPTY = "empty"
 """The rule for a row that a change left without text."""
 CHUNK_ROWS = 500
@@ -70,11 +68,12 @@ class Gone:
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
-    """A change that a rule made in a row of the chunk: what stood around it before and after."""
+class Touched:
+    """A row of the chunk that a rule changed: how often, and what stood around the first place before and after."""
 
     row: int
     rule: str
+    times: int
     before: str
     after: str
 
@@ -93,10 +92,10 @@ class Tally:
     seconds: float = 0.0
     dropped: Counter[str] = field(default_factory=Counter)
     changes: Counter[str] = field(default_factory=Counter)
-    examples: list[Example] = field(default_factory=list)
+    touched: list[Touched] = field(default_factory=list)
 
     def add(self, other: Tally) -> None:
-        """Counts of another chunk; its examples are left to the caller."""
+        """Counts of another chunk; the rows that it touched are left to the caller."""
         for name in ("rows_in", "rows_out", "changed", "failed", "spans_cut", "characters_in", "characters_out", "seconds"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.dropped.update(other.dropped)
@@ -237,7 +236,7 @@ def _whole(planned: Planned, row: int, item: Item, tally: Tally, index: int) -> 
         return None
     if len(item.texts) == 1:
         return _changed(item, {0: verdict}, tally, index)
-    parts = _shared_out(verdict.edits or edits_between(old, verdict.text), item)
+    parts = _shared_out(verdict.edits or edits_between(old, verdict.text, next(iter(verdict.counts), planned.use)), item)
     return _changed(item, parts, tally, index, verdict) if parts else None
 
 
@@ -298,18 +297,15 @@ def _changed(item: Item, verdicts: dict[int, Verdict], tally: Tally, index: int,
     for verdict in [counted] if counted else verdicts.values():
         tally.changes.update(verdict.counts)
     for place, verdict in verdicts.items():
-        _keep_examples(tally, index, item.texts[place], verdict, (counted or verdict).counts)
+        tally.touched += _touched(index, item.texts[place], texts[place], verdict)
     return Item(texts, item.system, spans)
 
 
-def _keep_examples(tally: Tally, index: int, old: str, verdict: Verdict, rules: Iterable[str]) -> None:
-    """Up to ``EXAMPLES`` per rule: the text around the rule's first change, before and after."""
-    shown = Counter(example.rule for example in tally.examples)
-    for rule in rules:
-        if shown[rule] < EXAMPLES:
-            assert verdict.text is not None
-            edits = verdict.edits or edits_between(old, verdict.text, rule)
-            at = next((place for place, edit in enumerate(edits) if edit.rule == rule), 0)
-            before = edits[at].start if edits else 0
-            after = before + sum(len(edit.new) - (edit.end - edit.start) for edit in edits[:at])
-            tally.examples.append(Example(index, rule, excerpt(old, before + 1), excerpt(verdict.text, after + 1)))
+def _touched(index: int, old: str, new: str, verdict: Verdict) -> Iterator[Touched]:
+    """Each rule that changed the text, with the text around its first change."""
+    edits = verdict.edits or ()
+    for rule, times in (verdict.counts or Counter(edit.rule for edit in edits)).items():
+        at = next((place for place, edit in enumerate(edits) if edit.rule == rule), None)
+        before = first_difference(old, new) if at is None else edits[at].start
+        after = before + sum(len(edit.new) - (edit.end - edit.start) for edit in edits[:at]) if at else before
+        yield Touched(index, rule, times, excerpt(old, before + 1), excerpt(new, after + 1))

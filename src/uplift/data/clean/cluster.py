@@ -190,7 +190,7 @@ class Pass(_Stepped):
         with self.track_time():
             done = carry_out(segment, chunk)
         for planned, tally in zip(segment.counted, done.tallies, strict=True):
-            tally.examples.clear()
+            tally.touched.clear()
             part.tallies[planned.number][1].add(tally)
         uses = {planned.number: planned.use for planned in segment.steps}
         kept = []

@@ -39,7 +39,7 @@ class Collected:
     rows: list[Row] = field(default_factory=list)
     dropped: list[Removed] = field(default_factory=list)
     bad: list[BadRow] = field(default_factory=list)
-    examples: list[Changed] = field(default_factory=list)
+    altered: list[Changed] = field(default_factory=list)
 
     def kept(self, record: Record) -> None:
         """A row that passed all steps."""
@@ -54,9 +54,9 @@ class Collected:
         """A row that could not be worked on."""
         self.bad.append(row)
 
-    def changed(self, example: Changed) -> None:
-        """An example of a change."""
-        self.examples.append(example)
+    def changed(self, row: Changed) -> None:
+        """A row that was changed."""
+        self.altered.append(row)
 
 
 class Folder:
@@ -102,9 +102,9 @@ class Folder:
         """A row that could not be worked on."""
         self._list("quarantine", row.as_json())
 
-    def changed(self, example: Changed) -> None:
-        """An example of a change."""
-        self._list("changed", example.as_json())
+    def changed(self, row: Changed) -> None:
+        """A row that was changed."""
+        self._list("changed", row.as_json())
 
     def finish(self) -> str:
         """Write the rest; gives the sha256 of the rows' file."""

@@ -23,7 +23,6 @@ from uplift.core.storage import scratch_file
 from uplift.core.values import Origin
 from uplift.data.clean.chunk import (
     CHUNK_ROWS,
-    EXAMPLES,
     Chunk,
     Done,
     Gone,
@@ -83,18 +82,20 @@ class Removed:
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """An example of a change."""
+    """A row that a rule of a step changed: how often, and the text around the first place before and after."""
 
     origin: Origin
     use: str
     rule: str
+    times: int
     before: str
     after: str
 
     def as_json(self) -> dict[str, Any]:
         """JSON values, one line of the file of changes."""
         place = {"file": self.origin.file, "line": self.origin.line}
-        return {**place, "step": self.use, "rule": self.rule, "before": self.before, "after": self.after}
+        told = {"step": self.use, "rule": self.rule, "times": self.times}
+        return {**place, **told, "before": self.before, "after": self.after}
 
 
 class Outlet(Protocol):
@@ -109,8 +110,8 @@ class Outlet(Protocol):
     def quarantined(self, row: BadRow) -> None:
         """A row that could not be worked on."""
 
-    def changed(self, example: Changed) -> None:
-        """One of the first examples of a rule's changes."""
+    def changed(self, row: Changed) -> None:
+        """A row that was changed, once for each step and rule."""
 
 
 @dataclass
@@ -165,7 +166,6 @@ class Pipeline:
         self._scratch, self._chunk_rows = scratch or Path(gettempdir()), chunk_rows
         self._outcome = Outcome()
         self._tallies = [Tally() for _ in steps]
-        self._shown: dict[tuple[int, str], int] = {}
         self._places: array[int] = array("Q")
         self._files: dict[str, int] = {}
 
@@ -315,12 +315,9 @@ class Pipeline:
     def _count(self, segment: Segment, done: Done, held: Sequence[_Held], outlet: Outlet) -> None:
         for step, tally in zip(segment.counted, done.tallies, strict=True):
             self._tallies[step.number].add(tally)
-            for example in tally.examples:
-                key = (step.number, example.rule)
-                self._shown[key] = self._shown.get(key, 0) + 1
-                if self._shown[key] <= EXAMPLES:
-                    origin = held[example.row].record.origin
-                    outlet.changed(Changed(origin, step.use, example.rule, example.before, example.after))
+            for row in tally.touched:
+                origin = held[row.row].record.origin
+                outlet.changed(Changed(origin, step.use, row.rule, row.times, row.before, row.after))
 
     def _accounts(self) -> Outcome:
         return account_of(self._outcome, [(step.use, tally) for step, tally in zip(self._steps, self._tallies, strict=True)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
 from typing import Any
@@ -77,12 +78,14 @@ def _moved(span: Span, edits: Sequence[Edit]) -> Span | None:
     return start + shift, end + shift + growth
 
 
+def first_difference(old: str, new: str) -> int:
+    """Up to which character two texts are equal."""
+    return bisect_left(range(min(len(old), len(new))), True, key=lambda at: old[: at + 1] != new[: at + 1])
+
+
 def edits_between(old: str, new: str, rule: str = "") -> tuple[Edit, ...]:
     """Edits that lead from one text to another, for steps that do not say them: as small as a comparison finds them."""
-    first = 0
-    most = min(len(old), len(new))
-    while first < most and old[first] == new[first]:
-        first += 1
+    first, most = first_difference(old, new), min(len(old), len(new))
     last = 0
     while last < most - first and old[-1 - last] == new[-1 - last]:
         last += 1
