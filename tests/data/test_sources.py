@@ -117,6 +117,17 @@ def test_a_file_of_code_is_one_row_and_a_script_beside_tables_is_none(tmp_path: 
     assert [row.values for row in read_source(source(tmp_path / "set"), tmp_path).rows] == [{"text": "a"}]
 
 
+def test_files_of_a_folder_that_are_not_read_are_told(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "b.xlsx", "c/d.png", "script.py", ".hidden"):
+        (tmp_path / "rows" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "rows" / name).write_text('{"text": "one"}\n')
+    found = read_source(FileSource(path="rows"), tmp_path)
+    assert len(found.rows) == 1
+    assert found.notes == ("3 files of rows are not read, by their endings: b.xlsx, c/d.png, script.py",)
+    assert read_source(FileSource(path="rows/a.jsonl"), tmp_path).notes == ()
+    assert read_source(FileSource(path="rows/*.jsonl"), tmp_path).notes == ()
+
+
 def test_folders_and_patterns(tmp_path: Path) -> None:
     for name in ("b.jsonl", "a.jsonl"):
         (tmp_path / name).write_text(json.dumps({"text": name}) + "\n")

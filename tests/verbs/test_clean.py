@@ -295,6 +295,13 @@ def test_spans_follow(tmp_path: Path) -> None:
         )
 
 
+def test_files_of_a_folder_that_are_not_read_are_told(messy: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.jsonl").write_bytes(Path(messy).read_bytes())
+    (tmp_path / "folder" / "b.xlsx").write_bytes(b"PK")
+    assert any("b.xlsx" in note for note in clean([str(tmp_path / "folder")], None, [Repair()]).notes)
+
+
 def test_several_sources_are_cleaned_as_one(tmp_path: Path) -> None:
     first = str(write_rows(tmp_path / "a.jsonl", tiny_rows("text", 20)))
     (tmp_path / "b.csv").write_text(

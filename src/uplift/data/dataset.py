@@ -47,6 +47,8 @@ class Parts:
     """Training rows that steps of `data.prepare` dropped."""
     changed: tuple[Changed, ...] = ()
     """Rows that these steps changed."""
+    notes: tuple[str, ...] = ()
+    """What of the sources was not read."""
     prepared: tuple[StepReport, ...] = ()
     """What each of these steps did."""
 
@@ -60,6 +62,7 @@ def load_parts(data: Data, task: Task, base_dir: Path, head: Head, *, quality: Q
     _check_given_once(data)
     prepared = prepare_train(_read(data.train, base_dir, data.max_bad), data, task, base_dir, quality)
     rows, changed = prepared.rows, prepared.changed
+    notes = dict.fromkeys(rows.notes)
     labels = Labels.of(rows.rows, task) if isinstance(task, ClassifyTask) else None
     total = _Total(data.max_bad)
     whole = total.add(rows, to_samples(rows.rows, task, head, labels, split=data.split))
@@ -70,6 +73,7 @@ def load_parts(data: Data, task: Task, base_dir: Path, head: Head, *, quality: Q
             own = prepare_other(_read(source, base_dir, data.max_bad), data.prepare, task, base_dir)
             parts[name] = total.add(own.rows, to_samples(own.rows.rows, task, head, labels))
             changed += own.changed
+            notes |= dict.fromkeys(own.rows.notes)
     _check_not_empty(parts, data)
     return Parts(
         **parts,
@@ -81,6 +85,7 @@ def load_parts(data: Data, task: Task, base_dir: Path, head: Head, *, quality: Q
         fingerprint=fingerprint(parts["train"], parts["validation"], parts["test"]),
         dropped=prepared.dropped,
         changed=changed,
+        notes=tuple(notes),
         prepared=prepared.steps,
     )
 

@@ -71,7 +71,8 @@ class BadRow:
 class RowSet:
     """What a source gave: ``rows_in`` = rows + quarantined. Rows that ``where`` filters out are not counted at all.
 
-    ``format`` names what was read; ``sha256`` covers the bytes of all files in order.
+    ``format`` names what was read; ``sha256`` covers the bytes of all files in order; ``notes`` tell what of a folder was not
+    read.
     """
 
     rows: list[Row]
@@ -79,6 +80,7 @@ class RowSet:
     rows_in: int
     format: str
     sha256: str
+    notes: tuple[str, ...] = ()
 
 
 def content_id(content: str) -> str:

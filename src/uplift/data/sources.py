@@ -74,6 +74,7 @@ BINARY = frozenset({"parquet", "dataset", "docx", "pdf"})
 DOCUMENTS = frozenset({"text", "documents", "markdown", "html", "docx", "pdf"})
 """Kinds of which a file is one row, so that a folder may hold several of them."""
 HEAD_BYTES = 4096
+SHOWN_FILES = 3
 MAGIC = {b"PAR1": "parquet", b"%PDF-": "pdf", b"PK\x03\x04": "docx", b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst"}
 """First bytes -> kind, or the ending that a compressed file should have."""
 
@@ -81,13 +82,13 @@ MAGIC = {b"PAR1": "parquet", b"%PDF-": "pdf", b"PK\x03\x04": "docx", b"\x1f\x8b"
 class Stream:
     """Rows of a source, read while they are asked for: memory holds one row, or one batch of a table, at a time.
 
-    Each iteration reads anew. ``format`` names what is read; ``rows_in`` counts the rows and bad rows given out so far, all of
-    them once the iteration has ended. Relative paths start at ``base_dir``.
+    Each iteration reads anew. ``format`` names what is read; ``notes`` tell what of a folder is not; ``rows_in`` counts the
+    rows and bad rows given out so far, all of them once the iteration has ended. Relative paths start at ``base_dir``.
     """
 
     def __init__(self, source: AnySource, base_dir: Path) -> None:
         self._source = source
-        self._pieces, self.format, self._shown = _opened(source, base_dir)
+        self._pieces, self.format, self._shown, self.notes = _opened(source, base_dir)
         self.rows_in = 0
 
     def __iter__(self) -> Iterator[Row | BadRow]:
@@ -142,7 +143,7 @@ def read_source(source: AnySource, base_dir: Path) -> RowSet:
             rows.append(item)
         else:
             bad.append(item)
-    return RowSet(rows, bad, stream.rows_in, stream.format, stream.sha256)
+    return RowSet(rows, bad, stream.rows_in, stream.format, stream.sha256, stream.notes)
 
 
 def columns_of(rows: Sequence[Row], first: int = 1000) -> list[str]:
@@ -181,11 +182,11 @@ class _Piece:
     files: Sequence[Path]
 
 
-def _opened(source: AnySource, base_dir: Path) -> tuple[list[_Piece], str, str]:
-    """The pieces of a source, its format, and its name in messages."""
+def _opened(source: AnySource, base_dir: Path) -> tuple[list[_Piece], str, str, tuple[str, ...]]:
+    """The pieces of a source, its format, its name in messages, and what is to be told of it."""
     if isinstance(source, HubSource):
         table = HubTable(source, base_dir)
-        return [_Piece(table.read, table.files)], "hub", source.id
+        return [_Piece(table.read, table.files)], "hub", source.id, ()
     if isinstance(source, PackageSource):
         path, shown, wanted, encoding = fetch(source.name), source.name, "auto", None
     else:
@@ -201,7 +202,24 @@ def _opened(source: AnySource, base_dir: Path) -> tuple[list[_Piece], str, str]:
     pieces = [
         _Piece(partial(reader, file, display), _bytes_of(file)) for reader, (file, display) in zip(readers, files, strict=True)
     ]
-    return pieces, _one_format(kinds, shown), shown
+    return pieces, _one_format(kinds, shown), shown, _left_out(path, files, shown)
+
+
+def _left_out(path: Path, files: Sequence[tuple[Path, str]], shown: str) -> tuple[str, ...]:
+    """What is told of the files of a folder that are not read."""
+    read = {file for file, _ in files}
+    if path in read or not path.is_dir():
+        return ()
+    others = [file.relative_to(path).as_posix() for file in _inside(path) if file not in read]
+    if not others:
+        return ()
+    some = ", ".join(others[:SHOWN_FILES]) + (", ..." if len(others) > SHOWN_FILES else "")
+    return (f"{len(others):,} files of {shown} are not read, by their endings: {some}",)
+
+
+def _inside(folder: Path) -> list[Path]:
+    """The files of a folder, without hidden ones."""
+    return [file for file in sorted(folder.rglob("*")) if file.is_file() and not _hidden(file, folder)]
 
 
 def _bytes_of(path: Path) -> Sequence[Path]:
@@ -216,7 +234,7 @@ def _files(path: Path, shown: str, wanted: str) -> list[tuple[Path, str]]:
     if path.is_dir():
         if wanted == "dataset" or wanted == "auto" and is_saved_dataset(path):
             return [(path, shown)]
-        known = {file: _ending(file) for file in sorted(path.rglob("*")) if file.is_file() and not _hidden(file, path)}
+        known = {file: _ending(file) for file in _inside(path)}
         tables = not DOCUMENTS.issuperset(filter(None, known.values()))
         found = [
             file for file, kind in known.items() if kind and not (tables and kind == "documents")
@@ -296,7 +314,8 @@ def _packed_or(kind: str, path: Path, display: str) -> str:
 
 
 def _unknown(display: str, why: str) -> DataError:
-    return DataError("the format is not known", where=Place(display), why=why, fix="unpack it, or export it as JSON lines")
+    fix = "unpack it, or export it as CSV or JSON lines"
+    return DataError("the format is not known", where=Place(display), why=why, fix=fix)
 
 
 def _one_format(kinds: list[str], shown: str) -> str:

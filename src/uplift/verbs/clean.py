@@ -172,6 +172,7 @@ def clean(
     steps, notes = default_steps([text for each in looked for text in each.texts()]) if steps is None else (steps, [])
     job = _Job(looked, with_asked(steps, languages, against, base_dir), base_dir, workers, tell)
     found = job.into(output, format or _format(looked)) if output is not None else job.dry()
+    notes = [*(note for each in looked for note in each.stream.notes), *notes]
     if workers > 1 and not CAN_FORK:
         notes = [*notes, "this system cannot fork processes: one did all the work"]
     if unasked:

@@ -58,7 +58,7 @@ def inspect(
     streams = {name: stream_of(each) for name, each in others.items()}
     taken = take_in(stream_of(source), text=column, label=label)
     given = {name: take_in(stream, aim=taken.aim) for name, stream in streams.items()}
-    notes: list[str] = []
+    notes = list(dict.fromkeys(note for stream in (taken.stream, *streams.values()) for note in stream.notes))
     if limit is not None:
         notes.append(f"Only the first {limit:,} rows of each part were read (`--limit`).")
     found = survey(taken, given, source, _reader(model, notes, device), command=command, notes=notes)

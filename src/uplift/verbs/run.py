@@ -147,6 +147,8 @@ def _tell_data(parts: Parts, folder: Run, display: Display) -> None:
     sizes = f"{len(parts.train)} train, {len(parts.validation)} validation, {len(parts.test)} test"
     dropped = f"{len(parts.dropped)} dropped, " if parts.prepared else ""
     display.stage(f"{parts.rows_in} rows: {sizes}, {dropped}{len(parts.quarantined)} quarantined")
+    for note in parts.notes:
+        display.stage(note)
 
 
 def chosen_test(assembly: Assembly) -> list[int]:
@@ -294,7 +296,7 @@ def _report(
         recipe=recipe.model_dump(mode="json"),
         events=folder.event_summary(),
         warnings=tuple(assembly.warnings),
-        notes=tuple([*assembly.model.notes, *notes]),
+        notes=(*parts.notes, *assembly.model.notes, *notes),
         environment=folder.identity(),
         command=command_line("run"),
         started=spent.started,
