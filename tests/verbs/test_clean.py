@@ -23,7 +23,7 @@ from uplift.data.clean.steps import advice
 from uplift.data.packages import cached, named_source
 from uplift.data.sources import read_source
 from uplift.testing.tiny import tiny_rows, write_rows
-from uplift.verbs.clean import Cleaned, clean, default_steps, named_steps, tried_filters, with_asked
+from uplift.verbs.clean import PRIVATE, Cleaned, clean, default_steps, named_steps, tried_filters, with_asked
 
 MESSY = [
     {"text": "The café was lovely and warm, write to anna.smith@mail-server.net if you doubt it.", "stars": 5},
@@ -71,6 +71,8 @@ def test_the_folder_accounts_for_every_row(messy: str, tmp_path: Path) -> None:
     assert [settings["use"] for settings in card["settings"]] == ["repair", "pii", "dedup"]
     assert "| dedup | exact | 1 |  |" in (out / "card.md").read_text()
     assert json.dumps(done.to_json()) and done.path == out
+    assert PRIVATE in done.notes and PRIVATE in (out / "card.md").read_text()
+    assert "anna.smith" in (out / "changed.jsonl").read_text() and "anna.smith" not in (out / "data.jsonl").read_text()
 
 
 def test_every_changed_row_can_be_looked_at(tmp_path: Path) -> None:

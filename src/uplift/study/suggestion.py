@@ -112,7 +112,7 @@ def _seen(look: FirstLook, machine: Machine) -> tuple[str, ...]:
     if look.quarantined:
         lines.append(f"{look.quarantined:,} rows cannot be read; `uplift run` lists each with its line")
         if look.not_utf8:
-            lines.append(f"most of these are not UTF-8: {NAME_ENCODING}")
+            lines.append(f"most of these are no text in the encoding that was read: {NAME_ENCODING}")
     if look.labels:
         shown = ", ".join(f"{_one_line(value)} {count:,}" for value, count in look.labels[:8])
         lines.append(f"{len(look.labels)} labels: {shown}{', ...' if len(look.labels) > 8 else ''}")

@@ -40,6 +40,7 @@ TRIED_CHARACTERS = 2**21
 MOST_BEGUN = 10_000
 MOST_LOOKED_AT = 2**24
 """Rows, good and bad, and characters of text, that are read to see what a source looks like."""
+PRIVATE = "`changed.jsonl` and `removed.jsonl` show texts as they were, personal data too: do not pass them on with the rows"
 STEP_NAMES = tuple(kind.model_fields["use"].default for kind in get_args(Step))
 SAME_FORMAT: dict[str, OutputFormat] = {"csv": "csv", "tsv": "csv", "parquet": "parquet"}
 """What is read -> what is written by default; everything else becomes JSON lines."""
@@ -178,7 +179,7 @@ def clean(
     if unasked:
         notes = [*notes, tried_filters(job.watched.texts)]
     if not_utf8 := found.outcome.reasons.get("utf8"):
-        notes = [*notes, f"{not_utf8:,} rows are not UTF-8: {NAME_ENCODING}"]
+        notes = [*notes, f"{not_utf8:,} rows are no text in the encoding that their file was read in: {NAME_ENCODING}"]
     watched = job.watched
     return Cleaned(
         output,
@@ -239,7 +240,8 @@ class _Job:
         return outcome
 
     def _card(self, outcome: Outcome, file: CardFile | None) -> Card:
-        return make_card([each.on_card() for each in self._looked], self._steps, outcome, file, advice(self._steps))
+        notes = [*advice(self._steps), *([PRIVATE] if any(isinstance(step, Pii) for step in self._steps) else [])]
+        return make_card([each.on_card() for each in self._looked], self._steps, outcome, file, notes)
 
 
 # -- which steps -------------------------------------------------------------------------------------------------------
