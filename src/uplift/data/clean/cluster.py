@@ -24,6 +24,7 @@ from uplift.core.prepare_section import Step
 from uplift.data.clean.chunk import Chunk, Gone, Item, Planned, Segment, Tally, carry_out, in_chunks, segments
 from uplift.data.clean.pipeline import Outcome, account_of
 from uplift.data.clean.spool import from_line, to_line
+from uplift.data.clean.step import joined
 from uplift.data.clean.steps import plan_steps
 from uplift.data.optional import optional
 from uplift.data.rows import RowProblem, check_characters, excerpt
@@ -144,7 +145,8 @@ class Pass(_Stepped):
                     sketches.append(sketch)
                     left += len(kept)
         if segment.sketched is not None:
-            _save(self.folder, f"sketches/{place}.npz", {"rows": np.array(left)} | _spread(sketches))
+            together = joined(segment.sketched.step.sketch([]), sketches)
+            _save(self.folder, f"sketches/{place}.npz", {"rows": np.array(left), **together._asdict()})
         with self.folder.open(f"accounts/{self.number}-{rank:05d}.json", "w") as stream:
             json.dump(part, stream, default=vars)
 
@@ -234,7 +236,7 @@ class Decision(_Stepped):
             for task in range(self.tasks):
                 arrays = _arrays(self.folder, f"sketches/{self.number}/{task:05d}.npz")
                 lengths.append(int(arrays.pop("rows")))
-                yield from _gathered(arrays, step.step.sketches)
+                yield step.step.sketches(**arrays)
 
         with self.track_time():
             step.step.settle(sketches())
@@ -246,18 +248,6 @@ class Decision(_Stepped):
 def _line(document: Document) -> bytes:
     media = [asdict(each) for each in document.media]
     return to_line([document.id, document.text, document.metadata, media]) + b"\n"
-
-
-def _spread(sketches: Sequence[tuple[Any, ...]]) -> dict[str, np.ndarray]:
-    """Named arrays of sketches, which are tuples of arrays."""
-    return {f"{at}/{place}": array for at, sketch in enumerate(sketches) for place, array in enumerate(sketch)}
-
-
-def _gathered(arrays: Mapping[str, np.ndarray], kind: type[tuple[Any, ...]]) -> Iterator[Any]:
-    """The sketches again, in order."""
-    width = len(kind._fields)  # type: ignore[attr-defined]
-    for at in range(len(arrays) // width):
-        yield kind(*(arrays[f"{at}/{place}"] for place in range(width)))  # type: ignore[call-arg]
 
 
 def _save(folder: Any, name: str, arrays: Mapping[str, np.ndarray]) -> None:
